@@ -1,0 +1,48 @@
+"""tinydiff: diffusion models, built small enough to read and checked against the truth. `import tinydiff as td`."""
+
+from tinydiff import (
+    checkpoints,
+    datasets,
+    denoisers,
+    exact,
+    guidance,
+    losses,
+    models,
+    samplers,
+    schedules,
+    targets,
+    training,
+)
+from tinydiff.checkpoints import load_checkpoint, load_pretrained, save_checkpoint
+from tinydiff.denoisers import Denoiser, NetDenoiser, denoiser
+from tinydiff.exact import GaussianMixture, IdealDenoiser
+from tinydiff.guidance import bind, static, thresholded
+from tinydiff.losses import denoising_loss
+from tinydiff.notebook import scale, setup, show_source
+from tinydiff.progress import progress
+from tinydiff.samplers import State, ancestral, ddim, ddim_step, final, pairs, posterior, sample, sampler
+from tinydiff.schedules import (
+    EDM,
+    VE,
+    VP,
+    Coefs,
+    Cosine,
+    DiscreteVP,
+    Flow,
+    Schedule,
+    Shifted,
+    SubVP,
+    cosine_betas,
+    grid,
+    karras,
+    leading,
+    linear_betas,
+    logsnr_uniform,
+    scaled_linear_betas,
+    trailing,
+    uniform,
+)
+from tinydiff.targets import Prediction, decode, encode
+from tinydiff.training import EMA, Step, constant, fit, warmup_cosine
+
+__version__ = "0.1.0"

@@ -1,0 +1,117 @@
+"""The command line.
+
+    python -m tinydiff doctor                                     is all in place?
+    python -m tinydiff train NAME [--scale full] [--steps ...]    train a recipe, save and evaluate it
+    python -m tinydiff sample NAME CHECKPOINT --picture x.png     samples of a trained recipe
+    python -m tinydiff evaluate NAME CHECKPOINT                   its metrics
+
+Every setting of a recipe is an option; `python -m tinydiff train NAME --help` lists them.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+COMMANDS = ("doctor", "train", "sample", "evaluate")
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["doctor"]:
+        from tinydiff.doctor import doctor
+
+        return doctor()
+
+    from tinydiff.notebook import SCALES
+    from tinydiff.recipes import RECIPES
+
+    parser = argparse.ArgumentParser("tinydiff", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("name", choices=sorted(RECIPES), help="the recipe")
+    if not argv or argv[0] in ("-h", "--help"):
+        parser.print_help()
+        return 0 if argv else 2
+    first = parser.parse_args(argv[:2])
+    rest = argparse.ArgumentParser(add_help=False)
+    rest.add_argument("--scale", choices=SCALES)
+    scale, others = rest.parse_known_args(argv[2:])
+    if scale.scale:
+        os.environ["TINYDIFF_SCALE"] = scale.scale
+    return run(first.command, first.name, RECIPES[first.name], others)
+
+
+def run(command: str, name: str, recipe: Any, argv: list[str]) -> int:
+    """One command on one recipe; argv holds its own options and the recipe's settings."""
+    import tyro
+
+    from tinydiff.checkpoints import load_checkpoint
+    from tinydiff.notebook import scale
+
+    default = recipe.SCALES[scale()]
+    Flat = tyro.conf.OmitArgPrefixes[type(default)]  # --steps, not --s.steps
+    Checkpoint = tyro.conf.Positional[Path]
+
+    def train(s: Flat = default, out: Path = Path(f"runs/{name}.safetensors"), resume: bool = False) -> None:
+        """Train, save the averaged weights with their recipe, and print the metrics.
+
+        Args:
+            s: settings.
+            out: the checkpoint; written whole every 1,000 steps.
+            resume: continue from it if it is there.
+        """
+        start = time.perf_counter()
+        made = {
+            "command": f"python -m tinydiff train {name} --scale {scale()}",
+            "settings": dataclasses.asdict(s),
+        }
+        made |= {"hardware": f"{s.device}, {platform.machine()}, {os.cpu_count()} cores"}
+        for _ in recipe.train(s, checkpoint=out, resume=resume, recipe=made):
+            pass
+        d = on(s, load_checkpoint(out))
+        seconds = time.perf_counter() - start
+        print(json.dumps({"seconds": round(seconds, 1), **recipe.evaluate(d, s)}, indent=2))
+        print(f"saved {out}")
+
+    def sample(
+        checkpoint: Checkpoint, s: Flat = default, n: int = 100, seed: int = 0, picture: Path | None = None
+    ) -> None:
+        """Draw samples from a checkpoint.
+
+        Args:
+            s: settings.
+            n: how many.
+            picture: where to write them as a PNG; by default beside the checkpoint.
+        """
+        picture = picture or checkpoint.with_suffix(".png")
+        recipe.picture(recipe.generate(on(s, load_checkpoint(checkpoint)), n, s, seed), picture)
+        print(f"wrote {picture}")
+
+    def evaluate(checkpoint: Checkpoint, s: Flat = default, seed: int = 0) -> None:
+        """Print a checkpoint's metrics.
+
+        Args:
+            s: settings.
+        """
+        print(json.dumps(recipe.evaluate(on(s, load_checkpoint(checkpoint)), s, seed), indent=2))
+
+    def on(s: Any, d: Any) -> Any:
+        d.net.to(s.device)
+        return d
+
+    chosen = {"train": train, "sample": sample, "evaluate": evaluate}[command]
+    try:
+        tyro.cli(chosen, args=argv, prog=f"python -m tinydiff {command} {name}")
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        print(f"tinydiff: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

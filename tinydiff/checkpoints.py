@@ -1,0 +1,153 @@
+"""Checkpoints: one safetensors file with the weights and, as JSON in its metadata, what rebuilds the denoiser.
+
+No code is ever loaded: a network is rebuilt only out of the classes named in `KNOWN`. For a network, schedule or
+target of your own, pass it to `load_checkpoint`.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tinydiff import denoisers, models, schedules, targets
+from tinydiff.denoisers import NetDenoiser
+from tinydiff.schedules import Schedule
+from tinydiff.targets import Target
+
+FORMAT = "tinydiff checkpoint 1"
+DATA = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
+
+_CLASSES = [models.MLP, models.UNet, targets.edm, denoisers.c_in_edm]
+_CLASSES += [getattr(schedules, s) for s in "DiscreteVP VP SubVP VE EDM Cosine Flow Shifted".split()]
+_FUNCTIONS = [targets.x0, targets.eps, targets.v, targets.score, targets.velocity]
+_FUNCTIONS += [
+    denoisers.c_in_one,
+    denoisers.c_noise_ddpm,
+    denoisers.c_noise_edm,
+    denoisers.interpolated_variance,
+]
+KNOWN = {f.__name__: f for f in _CLASSES + _FUNCTIONS}
+PARTS = ("schedule", "target", "c_in", "c_noise", "var")
+
+
+def describe(part: Any) -> Any:
+    """A JSON description of a schedule, target, network or setting; {"custom": name} for one not in KNOWN."""
+    if isinstance(part, Tensor):
+        return part.tolist()
+    if part is None or isinstance(part, int | float | str | bool | list | tuple | dict):
+        return part
+    name = getattr(part, "__name__", type(part).__name__)
+    known = KNOWN.get(name)
+    if known is part:
+        return {"name": name}
+    if known is not type(part):
+        return {"custom": name}
+    config = part.config if isinstance(part, nn.Module) else {f.name: getattr(part, f.name) for f in fields(part)}
+    return {"class": name, "config": {k: describe(value) for k, value in config.items()}}
+
+
+def rebuild(description: Any, role: str) -> Any:
+    """The part that `describe` described. Raises ValueError for one that is not tinydiff's own."""
+    if not isinstance(description, dict):
+        return description
+    name = description.get("name", description.get("class"))
+    if name not in KNOWN:
+        raise ValueError(
+            f"the checkpoint's {role} is {description.get('custom', name)!r}, which is not one of tinydiff's own: "
+            f"pass it as load_checkpoint(path, {role}=...)"
+        )
+    if "name" in description:
+        return KNOWN[name]
+    return KNOWN[name](**{k: rebuild(value, role) for k, value in description["config"].items()})
+
+
+def write_whole(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file whole or not at all: beside it first, flushed to disk, then renamed over it.
+
+    A kill leaves the last whole file, and at worst a hidden `.NAME.partial` that the next call overwrites. One process
+    writes a given path at a time.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, partial, metadata=dict(metadata))
+    with open(partial, "rb+") as f:
+        os.fsync(f.fileno())
+    os.replace(partial, path)
+
+
+def save_checkpoint(
+    path: str | Path,
+    d: NetDenoiser,
+    recipe: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Saves a denoiser: weights, description, and how they were made.
+
+    Args:
+        recipe: JSON data on how the weights came to be (command, seed, steps, metrics).
+        extra: more named tensors (optimiser state, raw weights); `read_checkpoint` returns them.
+    """
+    description = {"net": describe(d.net)} | {part: describe(getattr(d, part)) for part in PARTS}
+    metadata = {"format": FORMAT, "denoiser": json.dumps(description), "recipe": json.dumps(recipe or {})}
+    tensors = {f"net.{k}": t for k, t in d.net.state_dict().items()}
+    write_whole(path, tensors | dict(extra or {}), metadata)
+
+
+def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
+    """(tensors, description, recipe) of a checkpoint.
+
+    Raises FileNotFoundError, or ValueError for a file that is truncated or was not written by tinydiff.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint at {path}")
+    try:
+        with safe_open(path, framework="pt") as f:
+            metadata = f.metadata() or {}
+            tensors = {k: f.get_tensor(k) for k in f.keys()}
+    except (SafetensorError, RuntimeError, ValueError, OSError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file (cut short, or of another kind): {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path} was not written by tinydiff: its metadata lack format = {FORMAT!r}")
+    return tensors, json.loads(metadata["denoiser"]), json.loads(metadata["recipe"])
+
+
+def load_checkpoint(
+    path: str | Path,
+    net: nn.Module | None = None,
+    schedule: Schedule | None = None,
+    target: Target | None = None,
+    **settings: Any,
+) -> NetDenoiser:
+    """The denoiser of a checkpoint, on the CPU. Parts that are not tinydiff's own are passed as arguments.
+
+    Raises as `read_checkpoint` does, and ValueError if a part is unknown or the weights do not fit the network.
+    """
+    tensors, description, _ = read_checkpoint(path)
+    given = {"net": net, "schedule": schedule, "target": target, **settings}
+    parts = {k: given[k] if given.get(k) is not None else rebuild(description[k], k) for k in ("net", *PARTS)}
+    weights = {k.removeprefix("net."): t for k, t in tensors.items() if k.startswith("net.")}
+    try:
+        parts["net"].load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the weights in {path} do not fit the network {type(parts['net']).__name__}: {error}"
+        ) from error
+    parts["net"].eval()
+    return NetDenoiser(**parts)
+
+
+def load_pretrained(name: str) -> NetDenoiser:
+    """A denoiser that ships with the course, by name. Raises FileNotFoundError that lists what there is."""
+    path = DATA / f"{name}.safetensors"
+    if not path.is_file():
+        names = sorted(p.stem for p in DATA.glob("*.safetensors"))
+        raise FileNotFoundError(f"there is no shipped checkpoint {name!r}; there are: {', '.join(names) or 'none yet'}")
+    return load_checkpoint(path)

@@ -1,0 +1,129 @@
+"""A denoiser says what it believes of a noisy x: `denoiser(x, t, **cond) -> Prediction`, and it has a `.schedule`.
+
+Samplers, guidance, likelihoods and metrics know only this. The exact ones are in `exact`; here is the one that wraps
+a network, and the one that wraps any function.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tinydiff.schedules import Coefs, Schedule, Times, batch_times
+from tinydiff.targets import Prediction, Target, Variance, check_target, decode
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """Anything that can be called like this. x is (b, ...), t is (b,) or one number in [0, 1]."""
+
+    schedule: Schedule
+
+    def __call__(self, x: Tensor, t: Times, **cond: Any) -> Prediction: ...
+
+
+# ---- how a network is told the time, and what scale it sees --------------------------------------
+
+
+def c_noise_ddpm(c: Coefs) -> Tensor:
+    """1000 t: DDPM's step number, the same whatever the grid."""
+    return 1000 * c.t
+
+
+def c_noise_edm(c: Coefs) -> Tensor:
+    """log(sigma / alpha) / 4 (Karras et al. 2022, table 1)."""
+    return -c.logsnr / 8
+
+
+def c_in_one(c: Coefs) -> float:
+    """The network sees x as it is."""
+    return 1.0
+
+
+@dataclass(frozen=True)
+class c_in_edm:
+    """1 / sqrt(sigma^2 + alpha^2 sigma_data^2): the network sees unit variance (Karras et al. 2022, eq. 7)."""
+
+    sigma_data: float = 0.5
+
+    def __call__(self, c: Coefs) -> Tensor:
+        return (c.sigma**2 + c.alpha**2 * self.sigma_data**2).rsqrt()
+
+
+@dataclass(frozen=True)
+class interpolated_variance:
+    """Improved DDPM's learned variance (Nichol & Dhariwal 2021, eq. 15) from the network's second half of channels.
+
+    log var = f log beta + (1 - f) log beta-tilde, with f = (out + 1) / 2: out = 1 is the large variance of the
+    chain of steps at hand, out = -1 the small one.
+    """
+
+    out: Tensor
+
+    def __call__(self, ct: Coefs, cs: Coefs) -> Tensor:
+        large = -torch.expm1(ct.logsnr - cs.logsnr) * ct.sigma**2
+        f = (self.out + 1) / 2
+        return (f * large.log() + (1 - f) * (large * cs.sigma**2 / ct.sigma**2).log()).exp()
+
+
+# ---- denoisers -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class NetDenoiser:
+    """A network made a denoiser.
+
+    Args:
+        net: called as net(c_in x, c_noise, **cond); returns a tensor like x, or with twice its channels if `var`.
+        schedule: where the times get their alpha and sigma from.
+        target: what the output means, such as `targets.eps`.
+        c_in: coefficients -> what multiplies the network's input.
+        c_noise: coefficients -> the number that tells the network the time; by default 1000 t.
+        var: None, or what makes a reverse variance of the second half of the output's channels, such as
+            `interpolated_variance`.
+
+    Raises TypeError if the target is not a function.
+    """
+
+    net: nn.Module
+    schedule: Schedule
+    target: Target
+    c_in: Callable[[Coefs], Tensor | float] = c_in_one
+    c_noise: Callable[[Coefs], Tensor] = c_noise_ddpm
+    var: Callable[[Tensor], Variance] | None = None
+
+    def __post_init__(self) -> None:
+        check_target(self.target)
+
+    def output(self, x: Tensor, c: Coefs, **cond: Any) -> tuple[Tensor, Variance | None]:
+        """The network's own output in the target's space, (b, ...) like x, and its variance if it has one."""
+        noise_level = self.c_noise(c).reshape(-1).to(x)
+        out = self.net(self.c_in(c) * x, noise_level, **cond).to(x.dtype)
+        var = None
+        if self.var is not None:
+            out, second = out.chunk(2, dim=1)
+            var = self.var(second)
+        if out.shape != x.shape:
+            raise ValueError(f"net must return a tensor of shape {tuple(x.shape)}, like x; got {tuple(out.shape)}")
+        return out, var
+
+    def __call__(self, x: Float[Tensor, "b *d"], t: Times, **cond: Any) -> Prediction:
+        c = self.schedule(t, like=x)
+        return decode(self.target, c, x, *self.output(x, c, **cond))
+
+
+@dataclass(frozen=True, eq=False)
+class _FunctionDenoiser:
+    fn: Callable[..., Prediction]
+    schedule: Schedule
+
+    def __call__(self, x: Tensor, t: Times, **cond: Any) -> Prediction:
+        return self.fn(x, batch_times(t, x), **cond)
+
+
+def denoiser(fn: Callable[..., Prediction], schedule: Schedule) -> Denoiser:
+    """Any function (x, t, **cond) -> Prediction made a denoiser."""
+    return _FunctionDenoiser(fn, schedule)

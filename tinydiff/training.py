@@ -1,0 +1,222 @@
+"""Training: one loop for every system. The loss is an argument, and what happens between steps is the caller's.
+
+for step in fit(d, data, steps=3000):
+    if step.number % 500 == 0:
+        show(step.denoiser)        # carries the averaged weights
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from tinydiff.checkpoints import read_checkpoint, save_checkpoint
+from tinydiff.denoisers import NetDenoiser
+from tinydiff.losses import denoising_loss, stratified_times
+from tinydiff.progress import progress
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What `fit` yields after each step: its number (from 1), its loss, and the denoiser with the averaged weights."""
+
+    number: int
+    loss: float
+    denoiser: NetDenoiser
+
+
+class EMA:
+    """An exponential moving average of a network's weights; buffers are copied.
+
+    decay grows as (1 + k) / (10 + k) over the first steps k, so that the average does not remember the start.
+    """
+
+    def __init__(self, net: nn.Module, decay: float = 0.999) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must lie in [0, 1); got {decay}")
+        self.net, self.decay, self.steps = copy.deepcopy(net).eval().requires_grad_(False), decay, 0
+
+    @torch.no_grad()
+    def update(self, net: nn.Module) -> None:
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        torch._foreach_lerp_(list(self.net.parameters()), list(net.parameters()), 1 - decay)
+        for mine, its in zip(self.net.buffers(), net.buffers(), strict=True):
+            mine.copy_(its)
+
+
+# ---- learning rates: (step from 0, steps) -> factor ----------------------------------------------
+
+
+def constant(step: int, steps: int) -> float:
+    """The learning rate as it is."""
+    return 1.0
+
+
+def warmup_cosine(warmup: int = 0, end: float = 0.0) -> Callable[[int, int], float]:
+    """Linear warm-up over the first steps, then half a cosine down to `end` times the learning rate."""
+
+    def factor(step: int, steps: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        done = (step - warmup) / max(1, steps - warmup)
+        return end + (1 - end) * (1 + math.cos(math.pi * done)) / 2
+
+    return factor
+
+
+adam = partial(torch.optim.Adam, fused=True)  # one kernel for all weights: small networks wait for little else
+
+# ---- the loop ------------------------------------------------------------------------------------
+
+
+def fit(
+    d: NetDenoiser,
+    data: Tensor | Mapping[str, Tensor] | Dataset | DataLoader,
+    *,
+    steps: int,
+    loss: Callable[..., Tensor] = denoising_loss,
+    lr: float = 1e-3,
+    batch_size: int = 128,
+    seed: int = 0,
+    times: Callable[..., Tensor] = stratified_times,
+    ema: float = 0.999,
+    lr_schedule: Callable[[int, int], float] = constant,
+    clip: float = 1.0,
+    optimizer: Callable[..., torch.optim.Optimizer] = adam,
+    drop: Callable[[Batch], Batch] | None = None,
+    checkpoint: str | Path | None = None,
+    every: int = 1000,
+    resume: bool = False,
+    recipe: Mapping[str, Any] | None = None,
+) -> Iterator[Step]:
+    """Trains d.net in place, where it is, and yields a Step after each optimiser and EMA step.
+
+    The random numbers of step k depend on (seed, k) alone, so a resumed run continues bit for bit on one device.
+
+    Args:
+        data: x0 as a tensor (n, ...); or a dict of tensors, x0 and the conditions (y=...); or a data set or loader
+            whose items or batches are one of these or (x0, y) pairs. Tensors and data sets are drawn from with
+            replacement; a loader is read in its own order, again and again.
+        loss: (d, x0, t, **cond) -> (b,).
+        times: (n, device=...) -> (n,), the distribution of t.
+        ema: decay of the average. clip: largest gradient norm.
+        drop: changes a batch before the loss, such as one that drops labels.
+        checkpoint: a path, written whole or not at all every `every` steps and at the end; `resume=True` continues
+            from it if it is there. recipe: JSON data to be kept in it.
+
+    Raises ValueError for NaN or infinity in the data, or a checkpoint of another run; FloatingPointError as soon as the
+    loss is not finite.
+    """
+    net, device = d.net.train(), next(d.net.parameters()).device
+    opt, average = optimizer(net.parameters(), lr=lr), EMA(net, ema)
+    run = dict(steps=steps, lr=lr, batch_size=batch_size, seed=seed, ema=ema, clip=clip)
+    start = _restore(checkpoint, run, net, opt, average) if resume and checkpoint and Path(checkpoint).exists() else 0
+    batches = _batches(data, batch_size, start)
+
+    for k in (bar := progress(range(start, steps), desc="training", total=steps - start)):
+        with _random_numbers_of(seed, k, device):
+            batch = {name: value.to(device, non_blocking=True) for name, value in next(batches).items()}
+            batch = drop(batch) if drop else batch
+            t = times(len(batch["x0"]), device=device)
+            value = loss(d, t=t, **batch).mean()
+        if not value.isfinite():
+            finite = all(v.isfinite().all() for v in batch.values())
+            why = "try a smaller lr" if finite else "the batch itself holds NaN or infinity"
+            raise FloatingPointError(f"the loss is {value.item()} at step {k + 1} of {steps}: {why}")
+        opt.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), clip)
+        for group in opt.param_groups:
+            group["lr"] = lr * lr_schedule(k, steps)
+        opt.step()
+        average.update(net)
+        step = Step(k + 1, value.item(), replace(d, net=average.net))
+        bar.set_postfix(loss=f"{step.loss:.4f}", refresh=False)
+        if checkpoint and (step.number % every == 0 or step.number == steps):
+            _save(checkpoint, step, run, net, opt, recipe)
+        yield step
+
+
+@contextmanager
+def _random_numbers_of(seed: int, step: int, device: torch.device) -> Iterator[None]:
+    """Inside, torch's own random state depends on (seed, step) alone; outside, it is as if nothing had been drawn."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed * 1_000_003 + step)
+        yield
+
+
+def _batches(data: Any, batch_size: int, start: int) -> Iterator[Batch]:
+    """Batches for ever, each a dict with x0 and the conditions."""
+    if isinstance(data, Tensor | Mapping):
+        data = _as_dict(data)
+        for name, value in data.items():
+            if len(value) != len(data["x0"]):
+                raise ValueError(f"data[{name!r}] must have {len(data['x0'])} rows, like x0; got {len(value)}")
+            if not value.isfinite().all():
+                raise ValueError(f"data[{name!r}] holds NaN or infinity in {int((~value.isfinite()).sum())} places")
+        size = len(data["x0"])
+        draw = lambda i: {name: value[i] for name, value in data.items()}  # noqa: E731
+    elif isinstance(data, Dataset):
+        size, draw = len(data), lambda i: _as_dict(default_collate([data[j] for j in i.tolist()]))
+    else:
+        return _loaded(data, start)
+    if not size:
+        raise ValueError("data is empty")
+    return (draw(torch.randint(size, (batch_size,))) for _ in iter(int, 1))
+
+
+def _loaded(loader: Any, start: int) -> Iterator[Batch]:
+    k = 0
+    while True:
+        for batch in loader:
+            if k >= start:  # a resumed run passes over what it has seen
+                yield _as_dict(batch)
+            k += 1
+        if not k:
+            raise ValueError("data is a loader that yields no batches")
+
+
+def _as_dict(batch: Any) -> Batch:
+    if isinstance(batch, Tensor):
+        return {"x0": batch}
+    if isinstance(batch, Mapping) and "x0" in batch:
+        return dict(batch)
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        return {"x0": batch[0], "y": batch[1]}
+    raise ValueError(f"a batch must be x0, (x0, y), or a dict with x0; got {type(batch).__name__}")
+
+
+def _save(path: Any, step: Step, run: dict, net: nn.Module, opt: torch.optim.Optimizer, recipe: Any) -> None:
+    extra = {f"train.net.{name}": value for name, value in net.state_dict().items()}
+    for i, state in opt.state_dict()["state"].items():
+        extra |= {f"train.opt.{i}.{name}": torch.as_tensor(value) for name, value in state.items()}
+    save_checkpoint(path, step.denoiser, {"recipe": dict(recipe or {}), "run": run, "step": step.number}, extra)
+
+
+def _restore(path: Any, run: dict, net: nn.Module, opt: torch.optim.Optimizer, average: EMA) -> int:
+    tensors, _, saved = read_checkpoint(path)
+    differ = {k: (saved["run"].get(k), v) for k, v in run.items() if saved.get("run", {}).get(k) != v}
+    if differ:
+        listed = ", ".join(f"{k} was {was}, is {now}" for k, (was, now) in differ.items())
+        raise ValueError(f"{path} is from a run with other settings ({listed}); it cannot be resumed with these")
+    part = lambda prefix: {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}  # noqa: E731
+    net.load_state_dict(part("train.net."))
+    average.net.load_state_dict(part("net."))
+    average.steps = saved["step"]
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in part("train.opt.").items():
+        i, key = name.split(".", 1)
+        state.setdefault(int(i), {})[key] = value
+    opt.load_state_dict({"state": state, "param_groups": opt.state_dict()["param_groups"]})
+    return saved["step"]
