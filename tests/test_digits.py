@@ -22,9 +22,7 @@ def test_pixels_are_scikit_learns_the_right_way_up():
 
 
 def test_split_is_a_partition():
-    rows = [
-        set(map(tuple, part.x0.flatten(1).tolist())) for part in (digits(), digits_train(), digits_test())
-    ]
+    rows = [set(map(tuple, part.x0.flatten(1).tolist())) for part in (digits(), digits_train(), digits_test())]
     assert len(digits_train().y) == 1437 and len(digits_test().y) == 360
     assert len(rows[0]) == 1797  # no two digits are equal, so rows can stand for their index
     assert rows[1] | rows[2] == rows[0] and not rows[1] & rows[2]

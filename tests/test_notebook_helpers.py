@@ -95,11 +95,10 @@ def test_source_can_keep_both():
 
 
 def test_source_of_a_class_keeps_what_its_methods_need():
-    assert source(Line) == (
-        "class Line:\n    slope: float = 2.0\n\n    @property\n    def double(self):\n        return 2 *
-        self.slope\n\n"
-        '    def empty(self):\n        """Only this."""'
-    )
+    fields = "class Line:\n    slope: float = 2.0\n\n"
+    first = "    @property\n    def double(self):\n        return 2 * self.slope\n\n"
+    second = '    def empty(self):\n        """Only this."""'
+    assert source(Line) == fields + first + second
 
 
 def test_source_of_a_method_is_not_indented():
@@ -153,9 +152,8 @@ def test_progress_passes_values_through_and_stays_on_stderr(capsys):
 
 
 def test_importing_the_helpers_is_light():
-    code = (
-        "import sys, tinydiff.datasets, tinydiff.metrics, tinydiff.plotting, tinydiff.notebook,
-        tinydiff.progress;" "print([m for m in ('matplotlib', 'sklearn', 'IPython') if m in sys.modules])"
-    )
+    modules = "datasets metrics plotting notebook progress".split()
+    code = "import sys" + "".join(f", tinydiff.{name}" for name in modules)
+    code += "; print([m for m in ('matplotlib', 'sklearn', 'IPython') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

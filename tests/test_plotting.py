@@ -135,13 +135,13 @@ def test_curve_draws_means_with_two_standard_errors():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: strip([], []), "frames must hold at least one"), (lambda: strip([torch.zeros(3, 2)], []),
-        "titles must hold one for each of the 1 frames, got 0"), (lambda: scatter(torch.zeros(0, 2)), r"points
-        must have shape \(n, 2\) with n > 0, got \(0, 2\)"), (lambda: image_grid(torch.zeros(2, 2, 4, 4)),
-        r"images must have shape \(n, 1 or 3, h, w\)"), (lambda: image_grid(torch.zeros(4, 1, 4, 4),
-        columns=2, rows=["a"]), "rows must hold 2 labels or none, got 1"), (lambda: curve(torch.zeros(3),
-        {"a": torch.zeros(2)}, "", ""), r"ys\['a'\] must end in 3 values"), (lambda: curve(torch.zeros(1), {c:
-        torch.zeros(1) for c in "abcdef"}, "", ""), "ys may hold 5 names"),
+        (lambda: strip([], []), "frames must hold at least one"),
+        (lambda: strip([torch.zeros(3, 2)], []), "titles must hold one for each of the 1 frames, got 0"),
+        (lambda: scatter(torch.zeros(0, 2)), r"points must have shape \(n, 2\) with n > 0, got \(0, 2\)"),
+        (lambda: image_grid(torch.zeros(2, 2, 4, 4)), r"images must have shape \(n, 1 or 3, h, w\)"),
+        (lambda: image_grid(torch.zeros(4, 1, 4, 4), columns=2, rows=["a"]), "rows must hold 2 labels or none"),
+        (lambda: curve(torch.zeros(3), {"a": torch.zeros(2)}, "", ""), r"ys\['a'\] must end in 3 values"),
+        (lambda: curve(torch.zeros(1), {c: torch.zeros(1) for c in "abcdef"}, "", ""), "ys may hold 5 names"),
     ],
 )
 def test_bad_arguments_are_named(call, message):

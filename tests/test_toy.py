@@ -25,9 +25,7 @@ SETS = [
     (lambda n, seed: gaussian_grid(n, seed=seed), (0.7**2 * (5**2 - 1) / 12 + 0.07**2,) * 2),
     (lambda n, seed: gaussian_grid(n, side=3, spacing=1.2, seed=seed), (1.2**2 * 8 / 12 + 0.07**2,) * 2),
 ]
-each_set = pytest.mark.parametrize(
-    "draw, variance", SETS, ids=["roll", "moons", "board", "ring", "grid", "grid3"]
-)
+each_set = pytest.mark.parametrize("draw, variance", SETS, ids=["roll", "moons", "board", "ring", "grid", "grid3"])
 
 
 @each_set

@@ -1,13 +1,16 @@
 """tinydiff: diffusion models, built small enough to read and checked against the truth. `import tinydiff as td`."""
 
 from tinydiff import (
+    check,
     checkpoints,
     datasets,
     denoisers,
     exact,
     guidance,
     losses,
+    metrics,
     models,
+    plotting,
     samplers,
     schedules,
     targets,

@@ -181,7 +181,7 @@ def _limit(frames: Sequence[Tensor], truth: Tensor | None) -> float:
     shown = [*frames] if truth is None else [*frames, truth]
     sizes = torch.cat([points.detach().cpu().abs().flatten() for points in shown])
     sizes = sizes[sizes.isfinite()].sort().values
-    return 1.15 * sizes[int(0.998 * (len(sizes) - 1))].item() if len(sizes) else 1.0
+    return 1.15 * sizes[int(0.998 * (len(sizes) - 1))].item() or 1.0 if len(sizes) else 1.0
 
 
 def _check_frames(frames: Sequence[Tensor], titles: Sequence[str]) -> None:
