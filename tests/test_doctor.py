@@ -59,9 +59,7 @@ def test_broken_package(monkeypatch, capsys, without_kernel):
 
 def test_missing_optional_package_is_no_fault(monkeypatch, capsys, without_kernel):
     real = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda n, p=None: None if n == "jupyterlab" else real(n, p)
-    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n, p=None: None if n == "jupyterlab" else real(n, p))
     assert module.doctor() == 0
     said = capsys.readouterr().out
     assert "note     jupyterlab is not installed; optional: opens the notebooks" in said

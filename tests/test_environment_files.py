@@ -16,9 +16,7 @@ CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 DIRECT = [Requirement(r) for r in PROJECT["dependencies"] + sum(EXTRAS.values(), [])]
-PIN_LINES = [
-    line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")
-]
+PIN_LINES = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
 PINS = dict(line.split("==") for line in PIN_LINES)
 MAKEFILE = (ROOT / "Makefile").read_text()
 
@@ -86,6 +84,18 @@ def test_every_installed_dependency_is_pinned():
     assert {"numpy", "sympy"} <= seen
     here_only = {"colorama", "appnope", "pywin32", "pywinpty"}  # Windows and macOS
     assert seen - here_only - set(PINS) == set()
+
+
+def test_pins_fit_the_oldest_python():
+    """Debian 12 has Python 3.11.2: a release that asks for 3.11.5 cannot be installed there."""
+    for name, version in PINS.items():
+        try:
+            installed = importlib.metadata.metadata(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if installed["Version"].partition("+")[0] == version:
+            wanted = SpecifierSet(installed["Requires-Python"] or "")
+            assert wanted.contains("3.11.0"), f"{name}=={version} asks for Python {wanted}"
 
 
 def make_commands() -> list[str]:

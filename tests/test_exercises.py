@@ -67,9 +67,7 @@ def test_exercise_has_the_stub_and_solution_has_the_code(folder):
 
 def test_only_exercises_may_fail(folder):
     exercises.main([], folder)
-    tags = {
-        v: [c.metadata.get("tags") for c in read(folder, v).cells[2:]] for v in ("exercises", "solutions")
-    }
+    tags = {v: [c.metadata.get("tags") for c in read(folder, v).cells[2:]] for v in ("exercises", "solutions")}
     assert tags["exercises"] == [["check", "raises-exception"], ["uses-solution", "raises-exception"], None]
     assert tags["solutions"] == [["check"], ["uses-solution"], None]
 
@@ -126,9 +124,7 @@ def test_check_finds_edits_and_ignores_outputs(folder, capsys):
     capsys.readouterr()
     assert exercises.main(["--check"], folder) == 1
     said = capsys.readouterr().out
-    assert (
-        "-    return 3 * x" in said and "+    y = x + x" in said and "stored solutions/01_toy.ipynb" in said
-    )
+    assert "-    return 3 * x" in said and "+    y = x + x" in said and "stored solutions/01_toy.ipynb" in said
     (folder / "masters" / "01_toy.ipynb").unlink()
     assert exercises.main(["--check"], folder) == 1
     assert "has no master" in capsys.readouterr().out

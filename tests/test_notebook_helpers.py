@@ -94,6 +94,11 @@ def test_source_can_keep_both():
     assert whole.startswith('@twice\ndef posterior_mean(x, alpha):\n    """First line.') and "eq. 7" in whole
 
 
+def test_source_can_keep_either():
+    assert source(posterior_mean, decorators=True).startswith("@twice\ndef posterior_mean(x, alpha):\n    # the")
+    assert source(posterior_mean, docstring=True).startswith('def posterior_mean(x, alpha):\n    """First line.')
+
+
 def test_source_of_a_class_keeps_what_its_methods_need():
     fields = "class Line:\n    slope: float = 2.0\n\n"
     first = "    @property\n    def double(self):\n        return 2 * self.slope\n\n"

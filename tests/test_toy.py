@@ -100,6 +100,17 @@ def test_noiseless_moons_lie_on_two_half_circles():
     assert (upper | lower).all() and 150 < upper.sum() < 350
 
 
+def test_moons_have_random_angles():
+    # cos^2 of the angle is the same on both moons; its variance is 1/8, and equal angles would give a constant mean
+    def mean_square(seed):
+        raw = two_moons(50, noise=0.0, seed=seed).double() * toy.MOONS_SCALE + torch.tensor(toy.MOONS_MEAN)
+        upper = (raw.norm(dim=1) - 1).abs() < 1e-5
+        return torch.where(upper, raw[:, 0], 1 - raw[:, 0]).square().mean()
+
+    ratio = 50 * torch.stack([mean_square(seed) for seed in range(300)]).var() / 0.125
+    assert abs(ratio - 1) < 0.41  # five standard errors, as above
+
+
 @pytest.mark.parametrize("make", [swiss_roll, two_moons])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_noise_is_in_the_units_of_the_result(make, seed):

@@ -1,5 +1,12 @@
 """tinydiff: diffusion models, built small enough to read and checked against the truth. `import tinydiff as td`."""
 
+try:
+    import torch  # noqa: F401
+except ModuleNotFoundError:
+    raise ModuleNotFoundError(
+        "tinydiff needs torch: pip install -c constraints.txt torch==2.13.0 (python tinydiff/doctor.py checks the rest)"
+    ) from None
+
 from tinydiff import (
     check,
     checkpoints,

@@ -43,11 +43,16 @@ def main(argv: list[str] | None = None) -> int:
     scale, others = rest.parse_known_args(argv[2:])
     if scale.scale:
         os.environ["TINYDIFF_SCALE"] = scale.scale
-    return run(first.command, first.name, RECIPES[first.name], others)
+    try:
+        return run(first.command, first.name, RECIPES[first.name], others)
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"tinydiff: {error}", file=sys.stderr)
+        return 1
 
 
 def run(command: str, name: str, recipe: Any, argv: list[str]) -> int:
     """One command on one recipe; argv holds its own options and the recipe's settings."""
+    import torch
     import tyro
 
     from tinydiff.checkpoints import load_checkpoint
@@ -66,6 +71,7 @@ def run(command: str, name: str, recipe: Any, argv: list[str]) -> int:
             resume: continue from it if it is there.
         """
         start = time.perf_counter()
+        torch.set_num_threads(s.threads)
         made = {
             "command": f"python -m tinydiff train {name} --scale {scale()}",
             "settings": dataclasses.asdict(s),
@@ -73,43 +79,42 @@ def run(command: str, name: str, recipe: Any, argv: list[str]) -> int:
         made |= {"hardware": f"{s.device}, {platform.machine()}, {os.cpu_count()} cores"}
         for _ in recipe.train(s, checkpoint=out, resume=resume, recipe=made):
             pass
-        d = on(s, load_checkpoint(out))
+        d = load(out, s)
         seconds = time.perf_counter() - start
         print(json.dumps({"seconds": round(seconds, 1), **recipe.evaluate(d, s)}, indent=2))
         print(f"saved {out}")
 
-    def sample(
-        checkpoint: Checkpoint, s: Flat = default, n: int = 100, seed: int = 0, picture: Path | None = None
-    ) -> None:
+    def sample(checkpoint: Checkpoint, s: Flat = default, n: int = 100, picture: Path | None = None) -> None:
         """Draw samples from a checkpoint.
 
         Args:
-            s: settings.
+            s: settings; the seed is that of the samples.
             n: how many.
             picture: where to write them as a PNG; by default beside the checkpoint.
         """
         picture = picture or checkpoint.with_suffix(".png")
-        recipe.picture(recipe.generate(on(s, load_checkpoint(checkpoint)), n, s, seed), picture)
+        recipe.picture(recipe.generate(load(checkpoint, s), n, s, s.seed), picture)
         print(f"wrote {picture}")
 
-    def evaluate(checkpoint: Checkpoint, s: Flat = default, seed: int = 0) -> None:
+    def evaluate(checkpoint: Checkpoint, s: Flat = default) -> None:
         """Print a checkpoint's metrics.
 
         Args:
-            s: settings.
+            s: settings; the seed is that of the samples.
         """
-        print(json.dumps(recipe.evaluate(on(s, load_checkpoint(checkpoint)), s, seed), indent=2))
+        print(json.dumps(recipe.evaluate(load(checkpoint, s), s, s.seed), indent=2))
 
-    def on(s: Any, d: Any) -> Any:
+    def load(checkpoint: Path, s: Any) -> Any:
+        torch.set_num_threads(s.threads)
+        d = load_checkpoint(checkpoint)
+        has, needs = type(d.net), type(recipe.denoiser(s).net)
+        if has is not needs:
+            raise ValueError(f"{checkpoint} is not of {name}: its network is {has.__name__}, not {needs.__name__}")
         d.net.to(s.device)
         return d
 
     chosen = {"train": train, "sample": sample, "evaluate": evaluate}[command]
-    try:
-        tyro.cli(chosen, args=argv, prog=f"python -m tinydiff {command} {name}")
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
-        print(f"tinydiff: {error}", file=sys.stderr)
-        return 1
+    tyro.cli(chosen, args=argv, prog=f"python -m tinydiff {command} {name}")
     return 0
 
 

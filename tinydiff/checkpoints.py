@@ -6,11 +6,12 @@ target of your own, pass it to `load_checkpoint`.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -52,6 +53,11 @@ def describe(part: Any) -> Any:
     return {"class": name, "config": {k: describe(value) for k, value in config.items()}}
 
 
+def describe_denoiser(d: NetDenoiser) -> dict[str, Any]:
+    """A JSON description of each part of a denoiser."""
+    return {part: describe(getattr(d, part)) for part in ("net", *PARTS)}
+
+
 def rebuild(description: Any, role: str) -> Any:
     """The part that `describe` described. Raises ValueError for one that is not tinydiff's own."""
     if not isinstance(description, dict):
@@ -64,7 +70,10 @@ def rebuild(description: Any, role: str) -> Any:
         )
     if "name" in description:
         return KNOWN[name]
-    return KNOWN[name](**{k: rebuild(value, role) for k, value in description["config"].items()})
+    try:
+        return KNOWN[name](**{k: rebuild(value, role) for k, value in description["config"].items()})
+    except TypeError as error:
+        raise ValueError(f"the checkpoint's {role} is of another version of tinydiff: {error}") from error
 
 
 def write_whole(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -76,7 +85,8 @@ def write_whole(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mappi
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, partial, metadata=dict(metadata))
+    copies = {k: t.detach().cpu().clone(memory_format=torch.contiguous_format) for k, t in tensors.items()}
+    save_file(copies, partial, metadata=dict(metadata))
     with open(partial, "rb+") as f:
         os.fsync(f.fileno())
     os.replace(partial, path)
@@ -94,8 +104,8 @@ def save_checkpoint(
         recipe: JSON data on how the weights came to be (command, seed, steps, metrics).
         extra: more named tensors (optimiser state, raw weights); `read_checkpoint` returns them.
     """
-    description = {"net": describe(d.net)} | {part: describe(getattr(d, part)) for part in PARTS}
-    metadata = {"format": FORMAT, "denoiser": json.dumps(description), "recipe": json.dumps(recipe or {})}
+    description = json.dumps(describe_denoiser(d))
+    metadata = {"format": FORMAT, "denoiser": description, "recipe": json.dumps(recipe or {})}
     tensors = {f"net.{k}": t for k, t in d.net.state_dict().items()}
     write_whole(path, tensors | dict(extra or {}), metadata)
 
@@ -116,7 +126,10 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
         raise ValueError(f"{path} is not a whole safetensors file (cut short, or of another kind): {error}") from error
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} was not written by tinydiff: its metadata lack format = {FORMAT!r}")
-    return tensors, json.loads(metadata["denoiser"]), json.loads(metadata["recipe"])
+    try:
+        return tensors, json.loads(metadata["denoiser"]), json.loads(metadata["recipe"])
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"the metadata of {path} cannot be read: {error!r}") from error
 
 
 def load_checkpoint(
@@ -124,16 +137,20 @@ def load_checkpoint(
     net: nn.Module | None = None,
     schedule: Schedule | None = None,
     target: Target | None = None,
-    **settings: Any,
+    c_in: Callable[..., Any] | None = None,
+    c_noise: Callable[..., Any] | None = None,
+    var: Callable[..., Any] | None = None,
 ) -> NetDenoiser:
     """The denoiser of a checkpoint, on the CPU. Parts that are not tinydiff's own are passed as arguments.
 
     Raises as `read_checkpoint` does, and ValueError if a part is unknown or the weights do not fit the network.
     """
     tensors, description, _ = read_checkpoint(path)
-    given = {"net": net, "schedule": schedule, "target": target, **settings}
-    parts = {k: given[k] if given.get(k) is not None else rebuild(description[k], k) for k in ("net", *PARTS)}
+    given = dict(net=net, schedule=schedule, target=target, c_in=c_in, c_noise=c_noise, var=var)
+    parts = {k: rebuild(description[k], k) if part is None else part for k, part in given.items()}
     weights = {k.removeprefix("net."): t for k, t in tensors.items() if k.startswith("net.")}
+    if net is None:
+        parts["net"].to(next((t.dtype for t in weights.values() if t.is_floating_point()), torch.float32))
     try:
         parts["net"].load_state_dict(weights)
     except RuntimeError as error:

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tinydiff.schedules import Schedule, Times, widest
+from tinydiff.schedules import Coefs, Schedule, Times, widest
 from tinydiff.targets import Prediction
 
 
@@ -48,7 +48,7 @@ class GaussianMixture:
             raise ValueError(f"means must be finite and of shape (k, d); got shape {tuple(means.shape)}")
         k = len(means)
         std = torch.as_tensor(std, dtype=means.dtype, device=means.device).expand(k).clone()
-        weights = torch.ones(k).to(means) if weights is None else torch.as_tensor(weights).to(means)
+        weights = (torch.ones(k) if weights is None else torch.as_tensor(weights, dtype=means.dtype)).to(means)
         if not (std >= 0).all() or not std.isfinite().all():
             raise ValueError(f"std must be at least 0; got {std.tolist()}")
         if weights.shape != (k,) or not (weights > 0).all() or not weights.isfinite().all():
@@ -76,7 +76,7 @@ class GaussianMixture:
         )
         return self.means[k] + self.std[k, None] * noise, self.labels[k]
 
-    def _joint(self, x: Tensor, t: Times, y: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _joint(self, x: Tensor, t: Times, y: Tensor | None) -> tuple[Tensor, Coefs, Tensor, Tensor, Tensor]:
         """log p(k) p_t(x | k) as (b, k), and what the answers need; components of another class than y have -inf."""
         if x.ndim != 2 or x.shape[1] != self.means.shape[1]:
             raise ValueError(f"x must have shape (b, {self.means.shape[1]}); got {tuple(x.shape)}")

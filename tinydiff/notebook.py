@@ -74,11 +74,11 @@ def show_source(fn, docstring: bool = False, decorators: bool = False) -> None:
 def source(fn, docstring: bool = False, decorators: bool = False) -> str:
     """The text that `show_source` shows. Raises ValueError for what has no Python source."""
     try:
-        code = textwrap.dedent(inspect.getsource(inspect.unwrap(fn)))
+        code = textwrap.dedent(inspect.getsource(fn))
         outer = ast.parse(code).body[0]
     except (TypeError, OSError, SyntaxError) as error:
         raise ValueError(f"fn must be a function or class with Python source, got {fn!r}") from error
-    if getattr(outer, "name", None) != inspect.unwrap(fn).__name__:  # a lambda: its source is what it stands in
+    if getattr(outer, "name", None) != fn.__name__:  # a lambda: its source is what it stands in
         raise ValueError(f"fn must be defined by def or class, got {fn!r}")
     lines = code.splitlines()
     dropped = set() if decorators else set(range(1, outer.lineno))

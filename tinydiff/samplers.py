@@ -72,7 +72,7 @@ def sampler(steps: Sampler) -> Sampler:
     return run
 
 
-def final(states: Iterable[State]) -> Tensor:
+def final(states: Iterable) -> Tensor:  # of State, but checking that would use up the first one of a progress bar
     """Runs a sampler to its end and returns the last x."""
     return deque(states, maxlen=1).pop().x
 

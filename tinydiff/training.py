@@ -6,6 +6,7 @@ for step in fit(d, data, steps=3000):
 """
 
 import copy
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from tinydiff.checkpoints import read_checkpoint, save_checkpoint
+from tinydiff.checkpoints import describe_denoiser, read_checkpoint, save_checkpoint
 from tinydiff.denoisers import NetDenoiser
 from tinydiff.losses import denoising_loss, stratified_times
 from tinydiff.progress import progress
@@ -113,16 +114,22 @@ def fit(
         ema: decay of the average. clip: largest gradient norm.
         drop: changes a batch before the loss, such as one that drops labels.
         checkpoint: a path, written whole or not at all every `every` steps and at the end; `resume=True` continues
-            from it if it is there. recipe: JSON data to be kept in it.
+            from it if it is there; the data, the loss and the learning-rate schedule must be those of the first run.
+            recipe: JSON data to be kept in it.
 
     Raises ValueError for NaN or infinity in the data, or a checkpoint of another run; FloatingPointError as soon as the
-    loss is not finite.
+    loss or its gradient is not finite.
     """
     net, device = d.net.train(), next(d.net.parameters()).device
     opt, average = optimizer(net.parameters(), lr=lr), EMA(net, ema)
     run = dict(steps=steps, lr=lr, batch_size=batch_size, seed=seed, ema=ema, clip=clip)
-    start = _restore(checkpoint, run, net, opt, average) if resume and checkpoint and Path(checkpoint).exists() else 0
-    batches = _batches(data, batch_size, start)
+    if resume and not checkpoint:
+        raise ValueError("resume=True needs checkpoint=, the path to continue from")
+    start = _restore(checkpoint, run, d, opt, average) if resume and Path(checkpoint).exists() else 0
+    batches = _batches(data, batch_size)
+    for k in range(start if isinstance(data, DataLoader) else 0):  # what the loader has given before
+        with _random_numbers_of(seed, k, device):
+            next(batches)
 
     for k in (bar := progress(range(start, steps), desc="training", total=steps - start)):
         with _random_numbers_of(seed, k, device):
@@ -136,7 +143,9 @@ def fit(
             raise FloatingPointError(f"the loss is {value.item()} at step {k + 1} of {steps}: {why}")
         opt.zero_grad()
         value.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), clip)
+        norm = nn.utils.clip_grad_norm_(net.parameters(), clip)
+        if not norm.isfinite():  # no step, so that no checkpoint holds weights that are lost
+            raise FloatingPointError(f"the loss is {value.item()} but its gradient {norm} at step {k + 1} of {steps}")
         for group in opt.param_groups:
             group["lr"] = lr * lr_schedule(k, steps)
         opt.step()
@@ -156,7 +165,7 @@ def _random_numbers_of(seed: int, step: int, device: torch.device) -> Iterator[N
         yield
 
 
-def _batches(data: Any, batch_size: int, start: int) -> Iterator[Batch]:
+def _batches(data: Any, batch_size: int) -> Iterator[Batch]:
     """Batches for ever, each a dict with x0 and the conditions."""
     if isinstance(data, Tensor | Mapping):
         data = _as_dict(data)
@@ -170,21 +179,19 @@ def _batches(data: Any, batch_size: int, start: int) -> Iterator[Batch]:
     elif isinstance(data, Dataset):
         size, draw = len(data), lambda i: _as_dict(default_collate([data[j] for j in i.tolist()]))
     else:
-        return _loaded(data, start)
+        return _loaded(data)
     if not size:
         raise ValueError("data is empty")
     return (draw(torch.randint(size, (batch_size,))) for _ in iter(int, 1))
 
 
-def _loaded(loader: Any, start: int) -> Iterator[Batch]:
-    k = 0
+def _loaded(loader: Any) -> Iterator[Batch]:
+    batch = None
     while True:
         for batch in loader:
-            if k >= start:  # a resumed run passes over what it has seen
-                yield _as_dict(batch)
-            k += 1
-        if not k:
-            raise ValueError("data is a loader that yields no batches")
+            yield _as_dict(batch)
+        if batch is None:
+            raise ValueError("data is empty: a loader that yields no batches")
 
 
 def _as_dict(batch: Any) -> Batch:
@@ -204,14 +211,16 @@ def _save(path: Any, step: Step, run: dict, net: nn.Module, opt: torch.optim.Opt
     save_checkpoint(path, step.denoiser, {"recipe": dict(recipe or {}), "run": run, "step": step.number}, extra)
 
 
-def _restore(path: Any, run: dict, net: nn.Module, opt: torch.optim.Optimizer, average: EMA) -> int:
-    tensors, _, saved = read_checkpoint(path)
-    differ = {k: (saved["run"].get(k), v) for k, v in run.items() if saved.get("run", {}).get(k) != v}
-    if differ:
-        listed = ", ".join(f"{k} was {was}, is {now}" for k, (was, now) in differ.items())
+def _restore(path: Any, run: dict, d: NetDenoiser, opt: torch.optim.Optimizer, average: EMA) -> int:
+    tensors, described, saved = read_checkpoint(path)
+    if "run" not in saved:
+        raise ValueError(f"{path} holds a denoiser only, not the state of a run of fit: it cannot be resumed")
+    was, now = saved["run"] | described, run | json.loads(json.dumps(describe_denoiser(d)))
+    if differ := [k for k in now if was.get(k) != now[k]]:
+        listed = "; ".join(f"{k} was {str(was.get(k))[:200]}, is {str(now[k])[:200]}" for k in differ)
         raise ValueError(f"{path} is from a run with other settings ({listed}); it cannot be resumed with these")
     part = lambda prefix: {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}  # noqa: E731
-    net.load_state_dict(part("train.net."))
+    d.net.load_state_dict(part("train.net."))
     average.net.load_state_dict(part("net."))
     average.steps = saved["step"]
     state: dict[int, dict[str, Tensor]] = {}

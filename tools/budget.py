@@ -72,9 +72,7 @@ def table(measured: dict[str, float], budgets: dict[str, float]) -> tuple[list[s
         budget = allowed(name, budgets)
         word = verdict(seconds, budget)
         faults += word != "ok"
-        lines.append(
-            f"{name:{width}}  {seconds:8.1f}  {'-' if budget is None else f'{budget:.1f}':>6}  {word}"
-        )
+        lines.append(f"{name:{width}}  {seconds:8.1f}  {'-' if budget is None else f'{budget:.1f}':>6}  {word}")
     return lines, faults
 
 

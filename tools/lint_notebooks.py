@@ -36,9 +36,7 @@ RULES = {
 MAGIC = re.compile(r"^\s*(%%?time(it)?\b|[!%]\s*pip\b|!\s*\S*python\S* -m pip\b)", re.M)
 DISPLAY_UPDATE = re.compile(r"\b(clear_output|update_display|display_id)\b")
 ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}")
-PATH = re.compile(
-    r"(?<![\w./:<\\-])(/[A-Za-z_][\w.+-]*/[\w.+-]|~/\w)|\b[A-Z]:\\+(Users|Windows|Program|Temp)"
-)
+PATH = re.compile(r"(?<![\w./:<\\-])(/[A-Za-z_][\w.+-]*/[\w.+-]|~/\w)|\b[A-Z]:\\+(Users|Windows|Program|Temp)")
 KERNEL_PID = re.compile(r"ipykernel_\d+")
 TIME = re.compile(
     r"(?<![\w.])\d+(\.\d+)?(e[+-]?\d+)? ?(it/s|s/it|[mnuµμ]?s|sec|secs|seconds?|minutes?)\b(?! ?[=:])"

@@ -60,11 +60,7 @@ def execute(nb, folder: Path, allow_errors=False, timeout=600, show="") -> float
 
 def runs(cell) -> bool:
     """Whether a cell gets a count: code, not blank, not skipped."""
-    return (
-        cell.cell_type == "code"
-        and bool(cell.source.strip())
-        and SKIPPED not in cell.metadata.get("tags", [])
-    )
+    return cell.cell_type == "code" and bool(cell.source.strip()) and SKIPPED not in cell.metadata.get("tags", [])
 
 
 def clean(nb, run=True) -> None:

@@ -27,6 +27,8 @@ class MLP(nn.Module):
         self.config = dict(
             dim=dim, width=width, depth=depth, classes=classes, fourier=fourier, fourier_scale=fourier_scale
         )
+        if width % 2:
+            raise ValueError(f"width must be even: half cosines and half sines of the noise level; got {width}")
         self.register_buffer("freqs", fourier_scale * torch.randn(dim, fourier))
         self.emb = NoiseAndClass(width, classes)
         self.first = nn.Linear(dim + 2 * fourier, width)

@@ -4,6 +4,8 @@ Down: at each resolution a few residual blocks, then halve. Up: the same in reve
 map of its mirror image (the skip). Every residual block hears the noise level and the class.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -13,14 +15,19 @@ from torch import Tensor, nn
 from tinydiff.models.layers import NoiseAndClass, zero_
 
 
+def norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm in 8 groups, or as many as divide the channels."""
+    return nn.GroupNorm(math.gcd(8, channels), channels)
+
+
 class ResBlock(nn.Module):
     """Two 3x3 convolutions with GroupNorm and SiLU; the condition scales and shifts the middle (AdaGN, ADM)."""
 
     def __init__(self, c_in: int, c_out: int, emb: int, dropout: float) -> None:
         super().__init__()
-        self.norm1, self.conv1 = nn.GroupNorm(min(8, c_in), c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.norm1, self.conv1 = norm(c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
         self.norm2, self.conv2 = (
-            nn.GroupNorm(min(8, c_out), c_out),
+            norm(c_out),
             zero_(nn.Conv2d(c_out, c_out, 3, padding=1)),
         )
         self.emb = nn.Linear(emb, 2 * c_out)
@@ -39,7 +46,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, heads: int = 4) -> None:
         super().__init__()
-        self.norm, self.heads = nn.GroupNorm(min(8, channels), channels), heads
+        self.norm, self.heads = norm(channels), heads
         self.qkv, self.out = nn.Conv2d(channels, 3 * channels, 1), zero_(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
@@ -99,13 +106,14 @@ class UNet(nn.Module):
                 c = mult * width
             if level > 0:
                 self.up.append(Resample(c, down=False))
-        self.last = nn.Sequential(
-            nn.GroupNorm(min(8, c), c), nn.SiLU(), zero_(nn.Conv2d(c, out_channels, 3, padding=1))
-        )
+        self.last = nn.Sequential(norm(c), nn.SiLU(), zero_(nn.Conv2d(c, out_channels, 3, padding=1)))
 
     def forward(
         self, x: Float[Tensor, "b c h w"], noise_level: Float[Tensor, " b"], y: Tensor | None = None
     ) -> Float[Tensor, "b c2 h w"]:
+        halved = 2 ** (len(self.config["mults"]) - 1)
+        if x.shape[2] % halved or x.shape[3] % halved:
+            raise ValueError(f"h and w must divide by {halved}; got {x.shape[2]} x {x.shape[3]}")
         emb = self.emb(noise_level, y)  # (b, emb)
         h = self.first(x)
         skips = [h]

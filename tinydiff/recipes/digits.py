@@ -5,6 +5,7 @@ A small U-Net (Ho et al. 2020) told the class, target v on the cosine path. No g
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,16 +22,17 @@ from tinydiff.training import Step, fit, warmup_cosine
 
 @dataclass(frozen=True)
 class Settings:
-    width: int = 32
-    steps: int = 1_000
+    width: int = 16  # channels of the first layer: 0.2 M parameters
+    steps: int = 600  # of 200 steps an SVM reads 95 % of the samples, of 600 about 99 %
     batch_size: int = 64
-    lr: float = 2e-3
+    lr: float = 4e-3
     ema: float = 0.995
     dropout: float = 0.0
     seed: int = 0
     sampling_steps: int = 50
     samples: int = 500  # for evaluation
     device: str = "cpu"
+    threads: int = 1  # of torch on the CPU: two gain little on a free machine, and lose much on a busy one
 
 
 SCALES = {
@@ -50,7 +52,7 @@ SCALES = {
 
 
 def denoiser(s: Settings) -> NetDenoiser:
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(s.seed)
         net = UNet(width=s.width, classes=10, dropout=s.dropout).to(s.device)
     return NetDenoiser(net, Cosine(), targets.v)
@@ -92,7 +94,7 @@ def evaluate(d: NetDenoiser, s: Settings, seed: int = 0) -> dict[str, float]:
     }
 
 
-def picture(samples: Tensor, path: str) -> None:
+def picture(samples: Tensor, path: str | Path) -> None:
     from tinydiff import plotting
 
     plotting.image_grid(samples[:100]).figure.savefig(path)

@@ -6,6 +6,7 @@ than linear betas and eps; notebook 01 has both. `make bench` measures this reci
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +16,11 @@ from tinydiff import datasets, metrics, targets
 from tinydiff.denoisers import NetDenoiser
 from tinydiff.models import MLP
 from tinydiff.samplers import ancestral, sample
-from tinydiff.schedules import Cosine
+from tinydiff.schedules import Cosine, Schedule
+from tinydiff.targets import Target
 from tinydiff.training import Step, fit, warmup_cosine
+
+COSINE = Cosine()
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Settings:
     sampling_steps: int = 100
     samples: int = 2_000  # for evaluation
     device: str = "cpu"
+    threads: int = 1  # of torch on the CPU: more cost more than they give here
 
 
 SCALES = {
@@ -51,16 +56,16 @@ SCALES = {
 }
 
 
-def denoiser(s: Settings) -> NetDenoiser:
-    with torch.random.fork_rng():
+def denoiser(s: Settings, schedule: Schedule = COSINE, target: Target = targets.v) -> NetDenoiser:
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(s.seed)
         net = MLP(dim=2, width=s.width, depth=s.depth).to(s.device)
-    return NetDenoiser(net, Cosine(), targets.v)
+    return NetDenoiser(net, schedule, target)
 
 
-def train(s: Settings, **options: Any) -> Iterator[Step]:
+def train(s: Settings, d: NetDenoiser | None = None, **options: Any) -> Iterator[Step]:
     return fit(
-        denoiser(s),
+        d or denoiser(s),
         datasets.swiss_roll(s.points, seed=s.seed),
         steps=s.steps,
         lr=s.lr,
@@ -89,7 +94,7 @@ def evaluate(d: NetDenoiser, s: Settings, seed: int = 0) -> dict[str, float]:
     }
 
 
-def picture(samples: Tensor, path: str) -> None:
+def picture(samples: Tensor, path: str | Path) -> None:
     from tinydiff import plotting
 
     plotting.scatter(samples, title="samples").figure.savefig(path)

@@ -14,7 +14,7 @@ from tinydiff.schedules.library import DiscreteVP
 Spacing = Callable[[Schedule, int], Tensor]
 
 
-def grid(schedule: Schedule, n: int, spacing: Spacing | None = None) -> Float[Tensor, " n+1"]:
+def grid(schedule: Schedule, n: int, spacing: Spacing | None = None) -> Float[Tensor, " {n}+1"]:
     """n + 1 decreasing times for a sampler of n steps; the last is 0. float64, on the CPU.
 
     Args:
@@ -69,7 +69,8 @@ def leading(schedule: DiscreteVP, n: int) -> Tensor:
 
 def trailing(schedule: DiscreteVP, n: int) -> Tensor:
     """Steps T, T - T//n, T - 2 T//n, ... of T (Lin et al. 2023, table 2): starts where training ends."""
-    return (schedule.steps - torch.arange(n, dtype=torch.float64) * _stride(schedule, n)) / schedule.steps
+    stride = _stride(schedule, n)
+    return (schedule.steps - torch.arange(n, dtype=torch.float64) * stride) / schedule.steps
 
 
 def _stride(schedule: Schedule, n: int) -> int:

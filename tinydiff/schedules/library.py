@@ -44,9 +44,9 @@ class DiscreteVP(Schedule):
     def path(self, t: Tensor) -> tuple[Tensor, Tensor]:
         log_abar = F.pad(torch.log1p(-self.betas.to(t)).cumsum(0), (1, 0))  # (T + 1,); entry 0 is no noise
         k = t * self.steps
-        with torch.no_grad():  # the snap has no derivative
-            snap = torch.where((k - k.round()).abs() < 1e-4, k.round() - k, 0.0)
-            left = ((k + snap).ceil() - 1).clamp(0, self.steps - 1).long()
+        at = k.detach()  # the snap has no derivative (no_grad would leave the forward-mode one)
+        snap = torch.where((at - at.round()).abs() < 1e-4, at.round() - at, 0.0)
+        left = ((at + snap).ceil() - 1).clamp(0, self.steps - 1).long()
         log_abar_t = log_abar[left] + (k + snap - left) * (log_abar[left + 1] - log_abar[left])
         return (log_abar_t / 2).exp(), (-torch.expm1(log_abar_t)).sqrt()
 

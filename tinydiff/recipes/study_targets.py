@@ -1,0 +1,59 @@
+"""Which target and which noise schedule does a small network learn fastest? A study over seeds for notebook 01.
+
+    python -m tinydiff.recipes.study_targets
+
+The swiss-roll recipe, its target and schedule exchanged, all else equal; results with provenance in
+data/results/01_targets.json, which the notebook draws.
+"""
+
+import dataclasses
+import json
+import os
+import platform
+import time
+from pathlib import Path
+
+import torch
+
+from tinydiff import targets
+from tinydiff.progress import progress
+from tinydiff.recipes import swiss_roll
+from tinydiff.schedules import Cosine, DiscreteVP, cosine_betas, linear_betas
+
+PATH = Path(__file__).resolve().parents[2] / "data" / "results" / "01_targets.json"
+SCHEDULES = {
+    "linear betas": DiscreteVP(linear_betas(1000)),
+    "cosine betas": DiscreteVP(cosine_betas(1000)),
+    "cosine": Cosine(),
+}
+TARGETS = {"eps": targets.eps, "x0": targets.x0, "v": targets.v}
+SEEDS = (0, 1, 2)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    s, start, rows = swiss_roll.Settings(), time.perf_counter(), []
+    runs = [(a, b, seed) for a in SCHEDULES for b in TARGETS for seed in SEEDS]
+    for schedule, target, seed in progress(runs, desc="runs"):
+        mine = dataclasses.replace(s, seed=seed)
+        d = swiss_roll.denoiser(mine, SCHEDULES[schedule], TARGETS[target])
+        for step in swiss_roll.train(mine, d):
+            last = step
+        rows.append(dict(schedule=schedule, target=target, seed=seed) | swiss_roll.evaluate(last.denoiser, mine, seed))
+    result = {
+        "command": "python -m tinydiff.recipes.study_targets",
+        "settings": dataclasses.asdict(s),
+        "seeds": SEEDS,
+        "hardware": f"{platform.machine()}, 1 thread of {os.cpu_count()} cores",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "seconds": round(time.perf_counter() - start),
+        "rows": rows,
+    }
+    PATH.parent.mkdir(parents=True, exist_ok=True)
+    partial = PATH.with_suffix(".partial")
+    partial.write_text(json.dumps(result, indent=1) + "\n")
+    partial.replace(PATH)
+
+
+if __name__ == "__main__":
+    main()
