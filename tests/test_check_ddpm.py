@@ -79,48 +79,60 @@ JUMP_MUTANTS = {
 # ---- exercise 2 --------------------------------------------------------------------------------------
 
 
-def posterior(x0, x_k, k, betas):
-    before, now, beta = (column(v, x0) for v in (abar(betas)[k - 1], abar(betas)[k], betas[k - 1]))
-    mean = before.sqrt() * beta / (1 - now) * x0 + (1 - beta).sqrt() * (1 - before) / (1 - now) * x_k
+def reverse_mean(x_k, eps, k, betas):
+    before, now, beta = (column(v, x_k) for v in (abar(betas)[k - 1], abar(betas)[k], betas[k - 1]))
+    mean = (x_k - beta / (1 - now).sqrt() * eps) / (1 - beta).sqrt()
     return mean, beta * (1 - before) / (1 - now)
 
 
-def posterior_by_library(x0, x_k, k, betas):
+def reverse_mean_by_library(x_k, eps, k, betas):
     S = td.DiscreteVP(betas)
-    q = td.posterior(S(k / len(betas), like=x0), S((k - 1) / len(betas), like=x0))
-    return q.a_x0 * x0 + q.a_x * x_k, q.var
+    c_k, c_j = S(k / len(betas), like=x_k), S((k - 1) / len(betas), like=x_k)
+    q = td.posterior(c_k, c_j)
+    x0 = td.decode(td.targets.eps, c_k, x_k, eps).x0
+    return q.a_x0 * x0 + q.a_x * x_k, q.var.expand_as(x_k)
 
 
-def posterior_with(
-    before=lambda a, k: a[k - 1], alpha=lambda a, k: a[k] / a[k - 1], beta=lambda b, a, k: b[k - 1], swap=False
+def reverse_with(
+    alpha=lambda a, b, k: 1 - b[k - 1],
+    noise=lambda a, b, k: b[k - 1],
+    root=lambda v: v.sqrt(),
+    var=lambda a, b, k: b[k - 1] * (1 - a[k - 1]) / (1 - a[k]),
+    sign=-1.0,
 ):
-    def f(x0, x_k, k, betas):
+    def f(x_k, eps, k, betas):
         a = abar(betas)
-        past, now, step, be = (column(v, x0) for v in (before(a, k), a[k], alpha(a, k), beta(betas, a, k)))
-        if swap:
-            x0, x_k = x_k, x0
-        mean = past.sqrt() * be / (1 - now) * x0 + step.sqrt() * (1 - past) / (1 - now) * x_k
-        return mean, be * (1 - past) / (1 - now)
+        one, two, now, v = (column(w, x_k) for w in (alpha(a, betas, k), noise(a, betas, k), a[k], var(a, betas, k)))
+        return (x_k + sign * two / root(1 - now) * eps) / one.sqrt(), v
 
     return f
 
 
-POSTERIOR_MUTANTS = {
-    "root of alpha-bar_k where alpha_k belongs": (posterior_with(alpha=lambda a, k: a[k]), "mean of q"),
-    "beta for beta-tilde": (lambda x0, x, k, b: (posterior(x0, x, k, b)[0], column(b[k - 1], x0)), "variance of q"),
-    "alpha-bar_k for alpha-bar_{k-1}": (posterior_with(before=lambda a, k: a[k]), "variance of q"),
-    "betas[k]": (posterior_with(beta=lambda b, a, k: b[k.clamp(max=len(b) - 1)]), "variance of q"),
-    "x0 and x_k exchanged": (posterior_with(swap=True), "mean of q"),
-    "standard deviation returned": (lambda *a: (posterior(*a)[0], posterior(*a)[1].sqrt()), "variance of q"),
-    "no root on alpha-bar": (
-        lambda x0, x, k, b: (
-            column(abar(b)[k - 1] * b[k - 1] / (1 - abar(b)[k]), x0) * x0
-            + column((1 - b[k - 1]).sqrt() * (1 - abar(b)[k - 1]) / (1 - abar(b)[k]), x0) * x,
-            posterior(x0, x, k, b)[1],
+REVERSE_MUTANTS = {
+    "root of alpha-bar_k where 1 - beta_k belongs": (reverse_with(alpha=lambda a, b, k: a[k]), "mean of q"),
+    "eps added": (reverse_with(sign=1.0), "mean of q"),
+    "root of beta": (reverse_with(noise=lambda a, b, k: b[k - 1].sqrt()), "mean of q"),
+    "no root under eps": (reverse_with(root=lambda v: v), "mean of q"),
+    "beta for beta-tilde": (reverse_with(var=lambda a, b, k: b[k - 1]), "variance of q"),
+    "alpha-bar of k + 1": (
+        reverse_with(var=lambda a, b, k: b[k - 1] * (1 - a[k]) / (1 - a[k - 1]).clamp(min=1e-9)),
+        "variance of q",
+    ),
+    "betas[k]": (reverse_with(noise=lambda a, b, k: b[k.clamp(max=len(b) - 1)]), "mean of q"),
+    "standard deviation returned": (lambda *a: (reverse_mean(*a)[0], reverse_mean(*a)[1].sqrt()), "it is a variance"),
+    "x0 returned": (
+        lambda x, e, k, b: (
+            (x - column((1 - abar(b)[k]).sqrt(), x) * e) / column(abar(b)[k].sqrt(), x),
+            reverse_mean(x, e, k, b)[1],
         ),
         "mean of q",
     ),
-    "mean only": (lambda *a: posterior(*a)[0], "a pair"),
+    "variance of shape (b,)": (lambda *a: (reverse_mean(*a)[0], reverse_mean(*a)[1][:, 0]), r"\(b,\) coefficient"),
+    "coefficients not made columns": (
+        lambda x, e, k, b: (x.expand(-1, 2) * b[k - 1], reverse_mean(x, e, k, b)[1]),
+        "the function runs.*RuntimeError",
+    ),
+    "mean only": (lambda *a: reverse_mean(*a)[0], "a pair"),
 }
 
 # ---- exercise 3 --------------------------------------------------------------------------------------
@@ -137,9 +149,9 @@ COSINE_MUTANTS = {
     "no clip": (lambda T: cosine_betas(T, clip=2.0), r"lies in \(0, 0.999\]"),
     "one step late": (lambda T: cosine_betas(T, shift=1), "."),
     "one step early": (lambda T: cosine_betas(T, shift=-1), "."),
-    "no offset": (lambda T: cosine_betas(T, s=0.0), "a little below 1/2|evenly"),
+    "no offset": (lambda T: cosine_betas(T, s=0.0), "is s = 0.008 in it"),
     "clipped at DDPM's 0.02": (lambda T: cosine_betas(T, clip=0.02), "."),
-    "a beta too many": (lambda T: cosine_betas(T + 1), "shape"),
+    "a beta too many": (lambda T: cosine_betas(T + 1), "shape.*one beta a step"),
     "alpha-bar returned": (lambda T: (1 - cosine_betas(T)).cumprod(0), "."),
     "float32": (lambda T: cosine_betas(T).float(), "dtype"),
 }
@@ -216,12 +228,12 @@ BEST_MUTANTS = {
     "s not squared": (lambda x, m, s, a, g: g * (x - a * m) / (a**2 * s + g**2), "mean of eps"),
     "x0 returned": (lambda x, m, s, a, g: m + a * s**2 / (a**2 * s**2 + g**2) * (x - a * m), "mean of eps"),
     "data are one point": (lambda x, m, s, a, g: (x - a * m) / g, "mean of eps"),
-    "divided by s": (lambda x, m, s, a, g: best_eps(x, m, s, a, g) * (s / torch.tensor(s)), "s = 0"),
+    "divided by s": (lambda x, m, s, a, g: g * (x - a * m) / s**2 / (a**2 + g**2 / s**2), "ZeroDivisionError"),
 }
 
 EXERCISES = {
     "jump": (td.check.jump, [jump, jump_by_steps], JUMP_MUTANTS),
-    "posterior": (td.check.posterior, [posterior, posterior_by_library], POSTERIOR_MUTANTS),
+    "reverse_mean": (td.check.reverse_mean, [reverse_mean, reverse_mean_by_library], REVERSE_MUTANTS),
     "cosine_betas": (td.check.cosine_betas, [cosine_betas, td.cosine_betas], COSINE_MUTANTS),
     "skip_step": (td.check.skip_step, [skip_step, skip_step_by_eps], SKIP_MUTANTS),
     "best_eps": (td.check.best_eps, [best_eps, best_eps_by_x0], BEST_MUTANTS),

@@ -35,7 +35,7 @@ def test_scatter_draws_points_over_the_truth_on_equal_labelled_axes():
     assert to_hex(below.get_facecolor()[0]).upper() == TRUTH_AREA
     assert to_hex(above.get_facecolor()[0]).upper() == COLORS["model"]
     assert ax.get_aspect() == 1 and ax.get_xlim() == ax.get_ylim() and not ax.texts
-    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title()) == ("$x_1$", "$x_2$", "a finding")
+    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title()) == ("coordinate 1", "coordinate 2", "a finding")
 
 
 def test_scatter_counts_what_it_does_not_show():

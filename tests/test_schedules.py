@@ -53,6 +53,181 @@ def difference(f, t, h=2e-5):
     return (8 * (f(t + h) - f(t - h)) - (f(t + 2 * h) - f(t - 2 * h))) / (12 * h)
 
 
+# ---- published constants -------------------------------------------------------------------------
+
+
+def test_ddpm_constants():
+    S = td.DiscreteVP(td.linear_betas(1000))
+    abar = S.alpha(torch.arange(1, 1001, dtype=F64) / 1000) ** 2
+    assert float(abar[-1]) == pytest.approx(4.035830e-5, rel=1e-6)
+    assert float(S.alpha(1.0)) == pytest.approx(0.006353, abs=5e-7)
+    assert float(abar[499]) == pytest.approx(0.0786, abs=5e-5)
+    assert float((abar / (1 - abar))[0]) == pytest.approx(9999, abs=1e-6)
+    assert float((abar / (1 - abar))[-1]) == pytest.approx(4.036e-5, rel=1e-3)
+    for second_moment, bits in ((1.0, 2.911e-5), (0.25, 7.28e-6)):  # KL to N(0, 1), a dimension
+        kl = (abar[-1] * second_moment - abar[-1] - torch.log1p(-abar[-1])) / 2 / math.log(2)
+        assert float(kl) == pytest.approx(bits, rel=1e-3)
+
+
+def test_linear_betas_of_other_lengths():
+    last = {T: float((1 - td.linear_betas(T)).prod()) for T in (100, 4000)}
+    assert last[4000] == pytest.approx(4.247e-5, rel=1e-3) and last[100] == pytest.approx(2.039e-5, rel=1e-3)
+    assert float(td.linear_betas(100)[-1]) == pytest.approx(0.2)
+    assert float(td.linear_betas(10)[-1]) == 0.999  # would be 2
+    assert td.linear_betas(10).dtype == F64
+
+
+@pytest.mark.parametrize("T", [100, 1000, 4000])
+def test_one_beta_of_the_cosine_schedule_is_cut(T):
+    betas = td.cosine_betas(T)
+    assert betas.shape == (T,) and (betas == 0.999).sum() == 1 and betas[-1] == 0.999
+    k = torch.arange(T, dtype=F64)
+    wanted = (((k / T + 0.008) / 1.008 * math.pi / 2).cos() / math.cos(0.008 / 1.008 * math.pi / 2)) ** 2
+    torch.testing.assert_close((1 - betas).cumprod(0)[:-1], wanted[1:], atol=1e-13, rtol=1e-9)
+
+
+def test_cosine_constants():
+    betas = td.cosine_betas(1000)
+    abar = (1 - betas).cumprod(0)
+    assert float(betas[0]) == pytest.approx(4.128e-5, rel=1e-3)
+    assert float(abar[-1]) == pytest.approx(2.43e-9, rel=5e-3)
+    assert float(abar[-2]) == pytest.approx(2.43e-6, rel=5e-3)
+    assert float(abar[499]) == pytest.approx(0.4938, abs=5e-5)
+
+
+def test_the_vp_sde_and_its_chain():
+    assert float(td.VP().alpha(1.0)) ** 2 == pytest.approx(math.exp(-10.05), rel=1e-12)
+    assert math.exp(-10.05) == pytest.approx(4.3186e-5, rel=1e-4)
+    t = torch.linspace(0, 1, 1000, dtype=F64)
+    torch.testing.assert_close(linear_beta(t) / 1000, td.linear_betas(1000), atol=1e-17, rtol=1e-13)
+
+
+def test_scaled_linear_betas_have_an_even_square_root():
+    betas = td.scaled_linear_betas(1000)
+    torch.testing.assert_close(betas[[0, -1]], column(0.00085, 0.012), atol=0, rtol=1e-13)
+    assert float(betas.sqrt().diff().std()) < 1e-15
+    assert float((1 - betas).prod()) == pytest.approx(0.0047, abs=5e-5)
+
+
+# ---- chains --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("T", [1, 10, 1000])
+def test_a_chain_is_the_product_of_its_steps(T):
+    betas = torch.linspace(0.001, 0.02, T, dtype=F64)
+    S = td.DiscreteVP(betas)
+    abar = (1 - betas).cumprod(0)
+    t = torch.arange(1, T + 1, dtype=F64) / T
+    torch.testing.assert_close(S.alpha(t), abar.sqrt(), atol=1e-14, rtol=0)
+    torch.testing.assert_close(S.sigma(t) ** 2, 1 - abar, atol=1e-14, rtol=0)
+    assert S.steps == T and S.t_min == 1 / T and not S.jumps and S.prior_std == 1
+
+
+def test_float32_times_of_a_chain_mean_its_steps():
+    S = td.DiscreteVP(td.linear_betas(1000))
+    t = torch.arange(1, 1001) / 1000  # float32
+    exact = S.alpha(t.double().mul(1000).round() / 1000)
+    assert torch.equal(S(t, like=torch.empty(1000, dtype=F64)).alpha, exact)
+    assert S.alpha(t).dtype == torch.float32
+
+
+def test_between_the_steps_of_a_chain_log_alpha_bar_is_a_straight_line():
+    S = td.DiscreteVP([0.1, 0.2, 0.5])
+    ends, share = S.alpha(column(1 / 3, 2 / 3)).log(), 0.3
+    between = S.alpha((1 + share) / 3).log()
+    torch.testing.assert_close(between, ends[0] + share * (ends[1] - ends[0]), atol=1e-14, rtol=0)
+
+
+def test_a_part_of_a_chain_is_a_chain():
+    betas = td.linear_betas(1000)
+    S = td.DiscreteVP(betas)
+    abar = (1 - betas).cumprod(0)[19::20]  # every twentieth
+    coarse = td.DiscreteVP(1 - abar / torch.cat([column(1.0), abar[:-1]]))
+    t = torch.arange(1, 51, dtype=F64) / 50
+    torch.testing.assert_close(coarse.alpha(t), S.alpha(t), atol=1e-15, rtol=1e-13)
+
+
+def test_betas_can_be_learnt():
+    betas = torch.full((4,), 0.2, dtype=F64, requires_grad=True)
+    alpha = td.DiscreteVP(betas)(0.75, like=torch.empty(1, dtype=F64)).alpha
+    alpha.sum().backward()
+    slope = -0.5 * 0.8**0.5  # d/dbeta_1 of sqrt((1 - beta_1)(1 - beta_2)(1 - beta_3))
+    torch.testing.assert_close(betas.grad, column(slope, slope, slope, 0.0), atol=1e-14, rtol=0)
+
+
+def test_a_chain_prints_what_it_is():
+    assert repr(td.DiscreteVP(td.linear_betas(1000))) == "DiscreteVP(1000 betas from 0.0001 to 0.02)"
+
+
+# ---- grids ---------------------------------------------------------------------------------------
+
+SPACINGS = {"uniform": td.uniform, "logsnr": td.logsnr_uniform, "karras": td.karras(), "rho 3": td.karras(3.0)}
+
+
+@every(*PLAIN)
+@pytest.mark.parametrize("spacing", SPACINGS.values(), ids=SPACINGS.keys())
+def test_grids_fall_from_t_max_to_zero(S, spacing):
+    for n in (1, 2, 7):
+        ts = td.grid(S, n, spacing)
+        assert ts.shape == (n + 1,) and ts.dtype == F64
+        assert ts[0] == S.t_max and ts[-1] == 0 and (ts.diff() < 0).all()
+        assert ts[-2] >= S.t_min * (1 - 1e-9)
+
+
+def test_the_even_grid():
+    torch.testing.assert_close(td.grid(td.VP(), 4), column(1, 0.75, 0.5, 0.25, 0), atol=1e-15, rtol=0)
+    assert torch.equal(td.grid(td.VP(), 4), td.grid(td.VP(), 4, td.uniform))
+    assert td.grid(td.VE(), 4)[-2] == td.VE().t_min  # the smallest noise is a step of its own
+
+
+def karras_sigmas(n, low=0.002, high=80.0, rho=7.0):
+    """Karras et al. 2022, eq. 5."""
+    return column(
+        *[(high ** (1 / rho) + i / (n - 1) * (low ** (1 / rho) - high ** (1 / rho))) ** rho for i in range(n)]
+    )
+
+
+@pytest.mark.parametrize("n", [2, 18, 40])
+def test_karras_grid(n):
+    for S, spacing in ((td.EDM(), None), (td.EDM(), td.karras(7.0)), (td.VE(0.002, 80.0), td.karras(7.0))):
+        sigmas = S.sigma(td.grid(S, n, spacing))
+        assert sigmas.shape == (n + 1,) and sigmas[-1] == 0
+        torch.testing.assert_close(sigmas[:-1], karras_sigmas(n), atol=0, rtol=1e-10)
+    S = td.VP()  # on any schedule the noise-to-signal ratio is spaced so
+    low, high = (float((-S.logsnr(t) / 2).exp()) for t in (S.t_min, S.t_max))
+    ratios = (-S.logsnr(td.grid(S, n, td.karras(3.0))) / 2).exp()[:-1]
+    torch.testing.assert_close(ratios, karras_sigmas(n, low, high, 3.0), atol=0, rtol=1e-8)
+
+
+@every(*PLAIN)
+def test_the_logsnr_grid_is_even_in_logsnr(S):
+    gaps = S.logsnr(td.grid(S, 9, td.logsnr_uniform)[:-1]).diff()
+    torch.testing.assert_close(gaps, gaps.mean().expand(8), atol=1e-8, rtol=0)
+
+
+def test_grids_of_a_shifted_schedule():
+    S = td.Shifted(td.Flow(), 3.0)
+    for spacing in (td.uniform, td.logsnr_uniform):
+        ts = td.grid(S, 4, spacing)
+        assert ts.shape == (5,) and ts[0] == S.t_max and ts[-1] == 0 and (ts.diff() < 0).all()
+
+
+@pytest.mark.parametrize("n", [1, 10, 20, 50, 100, 1000])
+def test_leading_and_trailing_against_the_indices_of_ddim(n):
+    """Official index k, counted from 0, is our time (k + 1) / T."""
+    S = td.DiscreteVP(td.linear_betas(1000))
+    index = [k + 1 for k in range(0, 1000, 1000 // n)][::-1]
+    torch.testing.assert_close(td.grid(S, n, td.leading) * 1000, column(*index, 0), atol=1e-10, rtol=0)
+    index = [k for k in range(1000, 0, -(1000 // n))]
+    torch.testing.assert_close(td.grid(S, n, td.trailing) * 1000, column(*index, 0), atol=1e-10, rtol=0)
+
+
+def test_leading_and_trailing_where_n_does_not_divide_the_steps():
+    S = td.DiscreteVP(td.linear_betas(10))
+    torch.testing.assert_close(td.grid(S, 3, td.leading) * 10, column(7, 4, 1, 0), atol=1e-12, rtol=0)
+    torch.testing.assert_close(td.grid(S, 3, td.trailing) * 10, column(10, 7, 4, 0), atol=1e-12, rtol=0)
+
+
 # ---- the two rules that hold for all -------------------------------------------------------------
 
 
@@ -225,6 +400,56 @@ def test_diffusion_is_the_fall_of_the_logsnr_and_feeds_the_variance(S):
     torch.testing.assert_close(c.drift, c.dalpha / c.alpha, atol=1e-13, rtol=1e-13)
 
 
+# ---- shapes and dtypes ---------------------------------------------------------------------------
+
+NAMES = ("alpha", "sigma", "logsnr", "dalpha", "dsigma", "drift", "diffusion2")
+
+
+@every()
+def test_coefficients_multiply_a_batch(S):
+    for shape in ((3,), (3, 2), (3, 1, 4, 4)):
+        for dtype in (torch.float32, F64):
+            like = torch.zeros(shape, dtype=dtype)
+            c = S(torch.tensor([0.1, 0.5, 0.9]), like=like)
+            for name in NAMES:
+                value = getattr(c, name)
+                assert value.shape == (3, *[1] * (len(shape) - 1)) and value.dtype == dtype, name
+            assert c.t.shape == (3,)
+    one = S(0.5, like=torch.zeros(3, 2))
+    assert one.alpha.shape == (3, 1) and (one.alpha == one.alpha[0]).all()
+
+
+def test_alpha_sigma_and_logsnr_follow_the_time():
+    S = td.VP()
+    for t in (0.3, torch.tensor(0.3), torch.full((3,), 0.3, dtype=F64)):
+        for f in (S.alpha, S.sigma, S.logsnr):
+            assert f(t).shape == torch.as_tensor(t).shape
+            assert f(t).dtype == (t.dtype if isinstance(t, torch.Tensor) else F64)
+
+
+def test_float32_coefficients_are_rounded_from_float64():
+    S = EVERY["linear"]
+    t = torch.arange(1, 1001, dtype=F64) / 1000
+    c, like = coefs(S, t), S(t, like=torch.empty(1000))
+    for name in NAMES:
+        assert torch.equal(getattr(like, name), getattr(c, name).float()), name
+
+
+def test_a_schedule_of_ones_own():
+    class Quadratic(td.Schedule):
+        def path(self, t):
+            return 1 - t**2, t
+
+    S = Quadratic()
+    c = coefs(S, [0.0, 0.5])
+    torch.testing.assert_close(c.alpha, column(1.0, 0.75)) and torch.testing.assert_close(c.sigma, column(0.0, 0.5))
+    torch.testing.assert_close(c.drift, column(0.0, -1 / 0.75), atol=1e-14, rtol=0)
+    torch.testing.assert_close(S.time(S.logsnr(column(0.3))), column(0.3))
+    assert td.grid(S, 5).shape == (6,)
+    with pytest.raises(NotImplementedError):
+        schedules.Schedule()(0.5, like=torch.empty(1))
+
+
 # ---- the inverse ---------------------------------------------------------------------------------
 
 
@@ -278,228 +503,3 @@ def test_a_shift_of_a_path_that_is_not_cut():
 def test_grids_of_a_shift_towards_the_data():
     ts = td.grid(td.Shifted(td.EDM(), 0.3), 6, td.logsnr_uniform)
     assert ts.isfinite().all() and (ts.diff() < 0).all()
-
-
-# ---- chains --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("T", [1, 10, 1000])
-def test_a_chain_is_the_product_of_its_steps(T):
-    betas = torch.linspace(0.001, 0.02, T, dtype=F64)
-    S = td.DiscreteVP(betas)
-    abar = (1 - betas).cumprod(0)
-    t = torch.arange(1, T + 1, dtype=F64) / T
-    torch.testing.assert_close(S.alpha(t), abar.sqrt(), atol=1e-14, rtol=0)
-    torch.testing.assert_close(S.sigma(t) ** 2, 1 - abar, atol=1e-14, rtol=0)
-    assert S.steps == T and S.t_min == 1 / T and not S.jumps and S.prior_std == 1
-
-
-def test_float32_times_of_a_chain_mean_its_steps():
-    S = td.DiscreteVP(td.linear_betas(1000))
-    t = torch.arange(1, 1001) / 1000  # float32
-    exact = S.alpha(t.double().mul(1000).round() / 1000)
-    assert torch.equal(S(t, like=torch.empty(1000, dtype=F64)).alpha, exact)
-    assert S.alpha(t).dtype == torch.float32
-
-
-def test_between_the_steps_of_a_chain_log_alpha_bar_is_a_straight_line():
-    S = td.DiscreteVP([0.1, 0.2, 0.5])
-    ends, share = S.alpha(column(1 / 3, 2 / 3)).log(), 0.3
-    between = S.alpha((1 + share) / 3).log()
-    torch.testing.assert_close(between, ends[0] + share * (ends[1] - ends[0]), atol=1e-14, rtol=0)
-
-
-def test_a_part_of_a_chain_is_a_chain():
-    betas = td.linear_betas(1000)
-    S = td.DiscreteVP(betas)
-    abar = (1 - betas).cumprod(0)[19::20]  # every twentieth
-    coarse = td.DiscreteVP(1 - abar / torch.cat([column(1.0), abar[:-1]]))
-    t = torch.arange(1, 51, dtype=F64) / 50
-    torch.testing.assert_close(coarse.alpha(t), S.alpha(t), atol=1e-15, rtol=1e-13)
-
-
-def test_betas_can_be_learnt():
-    betas = torch.full((4,), 0.2, dtype=F64, requires_grad=True)
-    alpha = td.DiscreteVP(betas)(0.75, like=torch.empty(1, dtype=F64)).alpha
-    alpha.sum().backward()
-    slope = -0.5 * 0.8**0.5  # d/dbeta_1 of sqrt((1 - beta_1)(1 - beta_2)(1 - beta_3))
-    torch.testing.assert_close(betas.grad, column(slope, slope, slope, 0.0), atol=1e-14, rtol=0)
-
-
-def test_a_chain_prints_what_it_is():
-    assert repr(td.DiscreteVP(td.linear_betas(1000))) == "DiscreteVP(1000 betas from 0.0001 to 0.02)"
-
-
-# ---- published constants -------------------------------------------------------------------------
-
-
-def test_ddpm_constants():
-    S = td.DiscreteVP(td.linear_betas(1000))
-    abar = S.alpha(torch.arange(1, 1001, dtype=F64) / 1000) ** 2
-    assert float(abar[-1]) == pytest.approx(4.035830e-5, rel=1e-6)
-    assert float(S.alpha(1.0)) == pytest.approx(0.006353, abs=5e-7)
-    assert float(abar[499]) == pytest.approx(0.0786, abs=5e-5)
-    assert float((abar / (1 - abar))[0]) == pytest.approx(9999, abs=1e-6)
-    assert float((abar / (1 - abar))[-1]) == pytest.approx(4.036e-5, rel=1e-3)
-    for second_moment, bits in ((1.0, 2.911e-5), (0.25, 7.28e-6)):  # KL to N(0, 1), a dimension
-        kl = (abar[-1] * second_moment - abar[-1] - torch.log1p(-abar[-1])) / 2 / math.log(2)
-        assert float(kl) == pytest.approx(bits, rel=1e-3)
-
-
-def test_linear_betas_of_other_lengths():
-    last = {T: float((1 - td.linear_betas(T)).prod()) for T in (100, 4000)}
-    assert last[4000] == pytest.approx(4.247e-5, rel=1e-3) and last[100] == pytest.approx(2.039e-5, rel=1e-3)
-    assert float(td.linear_betas(100)[-1]) == pytest.approx(0.2)
-    assert float(td.linear_betas(10)[-1]) == 0.999  # would be 2
-    assert td.linear_betas(10).dtype == F64
-
-
-@pytest.mark.parametrize("T", [100, 1000, 4000])
-def test_one_beta_of_the_cosine_schedule_is_cut(T):
-    betas = td.cosine_betas(T)
-    assert betas.shape == (T,) and (betas == 0.999).sum() == 1 and betas[-1] == 0.999
-    k = torch.arange(T, dtype=F64)
-    wanted = (((k / T + 0.008) / 1.008 * math.pi / 2).cos() / math.cos(0.008 / 1.008 * math.pi / 2)) ** 2
-    torch.testing.assert_close((1 - betas).cumprod(0)[:-1], wanted[1:], atol=1e-13, rtol=1e-9)
-
-
-def test_cosine_constants():
-    betas = td.cosine_betas(1000)
-    abar = (1 - betas).cumprod(0)
-    assert float(betas[0]) == pytest.approx(4.128e-5, rel=1e-3)
-    assert float(abar[-1]) == pytest.approx(2.43e-9, rel=5e-3)
-    assert float(abar[-2]) == pytest.approx(2.43e-6, rel=5e-3)
-    assert float(abar[499]) == pytest.approx(0.4938, abs=5e-5)
-
-
-def test_the_vp_sde_and_its_chain():
-    assert float(td.VP().alpha(1.0)) ** 2 == pytest.approx(math.exp(-10.05), rel=1e-12)
-    assert math.exp(-10.05) == pytest.approx(4.3186e-5, rel=1e-4)
-    t = torch.linspace(0, 1, 1000, dtype=F64)
-    torch.testing.assert_close(linear_beta(t) / 1000, td.linear_betas(1000), atol=1e-17, rtol=1e-13)
-
-
-def test_scaled_linear_betas_have_an_even_square_root():
-    betas = td.scaled_linear_betas(1000)
-    torch.testing.assert_close(betas[[0, -1]], column(0.00085, 0.012), atol=0, rtol=1e-13)
-    assert float(betas.sqrt().diff().std()) < 1e-15
-    assert float((1 - betas).prod()) == pytest.approx(0.0047, abs=5e-5)
-
-
-# ---- grids ---------------------------------------------------------------------------------------
-
-SPACINGS = {"uniform": td.uniform, "logsnr": td.logsnr_uniform, "karras": td.karras(), "rho 3": td.karras(3.0)}
-
-
-@every(*PLAIN)
-@pytest.mark.parametrize("spacing", SPACINGS.values(), ids=SPACINGS.keys())
-def test_grids_fall_from_t_max_to_zero(S, spacing):
-    for n in (1, 2, 7):
-        ts = td.grid(S, n, spacing)
-        assert ts.shape == (n + 1,) and ts.dtype == F64
-        assert ts[0] == S.t_max and ts[-1] == 0 and (ts.diff() < 0).all()
-        assert ts[-2] >= S.t_min * (1 - 1e-9)
-
-
-def test_the_even_grid():
-    torch.testing.assert_close(td.grid(td.VP(), 4), column(1, 0.75, 0.5, 0.25, 0), atol=1e-15, rtol=0)
-    assert torch.equal(td.grid(td.VP(), 4), td.grid(td.VP(), 4, td.uniform))
-    assert td.grid(td.VE(), 4)[-2] == td.VE().t_min  # the smallest noise is a step of its own
-
-
-def karras_sigmas(n, low=0.002, high=80.0, rho=7.0):
-    """Karras et al. 2022, eq. 5."""
-    return column(
-        *[(high ** (1 / rho) + i / (n - 1) * (low ** (1 / rho) - high ** (1 / rho))) ** rho for i in range(n)]
-    )
-
-
-@pytest.mark.parametrize("n", [2, 18, 40])
-def test_karras_grid(n):
-    for S, spacing in ((td.EDM(), None), (td.EDM(), td.karras(7.0)), (td.VE(0.002, 80.0), td.karras(7.0))):
-        sigmas = S.sigma(td.grid(S, n, spacing))
-        assert sigmas.shape == (n + 1,) and sigmas[-1] == 0
-        torch.testing.assert_close(sigmas[:-1], karras_sigmas(n), atol=0, rtol=1e-10)
-    S = td.VP()  # on any schedule the noise-to-signal ratio is spaced so
-    low, high = (float((-S.logsnr(t) / 2).exp()) for t in (S.t_min, S.t_max))
-    ratios = (-S.logsnr(td.grid(S, n, td.karras(3.0))) / 2).exp()[:-1]
-    torch.testing.assert_close(ratios, karras_sigmas(n, low, high, 3.0), atol=0, rtol=1e-8)
-
-
-@every(*PLAIN)
-def test_the_logsnr_grid_is_even_in_logsnr(S):
-    gaps = S.logsnr(td.grid(S, 9, td.logsnr_uniform)[:-1]).diff()
-    torch.testing.assert_close(gaps, gaps.mean().expand(8), atol=1e-8, rtol=0)
-
-
-def test_grids_of_a_shifted_schedule():
-    S = td.Shifted(td.Flow(), 3.0)
-    for spacing in (td.uniform, td.logsnr_uniform):
-        ts = td.grid(S, 4, spacing)
-        assert ts.shape == (5,) and ts[0] == S.t_max and ts[-1] == 0 and (ts.diff() < 0).all()
-
-
-@pytest.mark.parametrize("n", [1, 10, 20, 50, 100, 1000])
-def test_leading_and_trailing_against_the_indices_of_ddim(n):
-    """Official index k, counted from 0, is our time (k + 1) / T."""
-    S = td.DiscreteVP(td.linear_betas(1000))
-    index = [k + 1 for k in range(0, 1000, 1000 // n)][::-1]
-    torch.testing.assert_close(td.grid(S, n, td.leading) * 1000, column(*index, 0), atol=1e-10, rtol=0)
-    index = [k for k in range(1000, 0, -(1000 // n))]
-    torch.testing.assert_close(td.grid(S, n, td.trailing) * 1000, column(*index, 0), atol=1e-10, rtol=0)
-
-
-def test_leading_and_trailing_where_n_does_not_divide_the_steps():
-    S = td.DiscreteVP(td.linear_betas(10))
-    torch.testing.assert_close(td.grid(S, 3, td.leading) * 10, column(7, 4, 1, 0), atol=1e-12, rtol=0)
-    torch.testing.assert_close(td.grid(S, 3, td.trailing) * 10, column(10, 7, 4, 0), atol=1e-12, rtol=0)
-
-
-# ---- shapes and dtypes ---------------------------------------------------------------------------
-
-NAMES = ("alpha", "sigma", "logsnr", "dalpha", "dsigma", "drift", "diffusion2")
-
-
-@every()
-def test_coefficients_multiply_a_batch(S):
-    for shape in ((3,), (3, 2), (3, 1, 4, 4)):
-        for dtype in (torch.float32, F64):
-            like = torch.zeros(shape, dtype=dtype)
-            c = S(torch.tensor([0.1, 0.5, 0.9]), like=like)
-            for name in NAMES:
-                value = getattr(c, name)
-                assert value.shape == (3, *[1] * (len(shape) - 1)) and value.dtype == dtype, name
-            assert c.t.shape == (3,)
-    one = S(0.5, like=torch.zeros(3, 2))
-    assert one.alpha.shape == (3, 1) and (one.alpha == one.alpha[0]).all()
-
-
-def test_alpha_sigma_and_logsnr_follow_the_time():
-    S = td.VP()
-    for t in (0.3, torch.tensor(0.3), torch.full((3,), 0.3, dtype=F64)):
-        for f in (S.alpha, S.sigma, S.logsnr):
-            assert f(t).shape == torch.as_tensor(t).shape
-            assert f(t).dtype == (t.dtype if isinstance(t, torch.Tensor) else F64)
-
-
-def test_float32_coefficients_are_rounded_from_float64():
-    S = EVERY["linear"]
-    t = torch.arange(1, 1001, dtype=F64) / 1000
-    c, like = coefs(S, t), S(t, like=torch.empty(1000))
-    for name in NAMES:
-        assert torch.equal(getattr(like, name), getattr(c, name).float()), name
-
-
-def test_a_schedule_of_ones_own():
-    class Quadratic(td.Schedule):
-        def path(self, t):
-            return 1 - t**2, t
-
-    S = Quadratic()
-    c = coefs(S, [0.0, 0.5])
-    torch.testing.assert_close(c.alpha, column(1.0, 0.75)) and torch.testing.assert_close(c.sigma, column(0.0, 0.5))
-    torch.testing.assert_close(c.drift, column(0.0, -1 / 0.75), atol=1e-14, rtol=0)
-    torch.testing.assert_close(S.time(S.logsnr(column(0.3))), column(0.3))
-    assert td.grid(S, 5).shape == (6,)
-    with pytest.raises(NotImplementedError):
-        schedules.Schedule()(0.5, like=torch.empty(1))

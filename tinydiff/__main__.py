@@ -67,7 +67,7 @@ def run(command: str, name: str, recipe: Any, argv: list[str]) -> int:
 
         Args:
             s: settings.
-            out: the checkpoint; written whole every 1,000 steps.
+            out: the checkpoint; written whole twenty times in a run.
             resume: continue from it if it is there.
         """
         start = time.perf_counter()
@@ -77,7 +77,7 @@ def run(command: str, name: str, recipe: Any, argv: list[str]) -> int:
             "settings": dataclasses.asdict(s),
         }
         made |= {"hardware": f"{s.device}, {platform.machine()}, {os.cpu_count()} cores"}
-        for _ in recipe.train(s, checkpoint=out, resume=resume, recipe=made):
+        for _ in recipe.train(s, checkpoint=out, every=max(1, s.steps // 20), resume=resume, recipe=made):
             pass
         d = load(out, s)
         seconds = time.perf_counter() - start

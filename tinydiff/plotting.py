@@ -41,7 +41,7 @@ def scatter(
         corner = {"x": 0.98, "y": 0.98, "ha": "right", "va": "top", "transform": ax.transAxes}
         ax.text(**corner, s=f"{outside} outside", fontsize=9, backgroundcolor="white")
     ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
-    ax.set(xlabel="$x_1$", ylabel="$x_2$", title=title)
+    ax.set(xlabel="coordinate 1", ylabel="coordinate 2", title=title)
     return ax
 
 

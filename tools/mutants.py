@@ -2,21 +2,23 @@
 
 tools/mutants.toml lists deliberate faults, each a text in a file of the library and what to put in its place. One at a
 time they go into a copy of the tree, and the named test files run there until one test fails; if none does, all unit
-tests run. The table says which test caught which fault.
+tests run (those that fail without the fault too do not count). The table says which test caught which fault.
 
 Returns 1 if a fault survives: then a test is missing. Returns 2 if a text does not occur exactly once, or if the tests
 fail before there is any fault: then nothing is known.
 """
 
+import multiprocessing
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 import tomllib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
@@ -24,6 +26,12 @@ from queue import Queue
 ROOT = Path(__file__).resolve().parent.parent
 WORKERS = 2
 TIMEOUT = 600.0  # seconds; a fault that makes a test run for ever is caught as well
+# A process that has imported what takes long, and no part of tinydiff, forks one for each run of pytest.
+FORK = multiprocessing.get_context("forkserver")
+FORK.set_forkserver_preload(
+    ["torch", "pytest", "hypothesis", "scipy.stats", "sklearn.svm"]
+    + ["diffusers.schedulers.scheduling_ddpm", "diffusers.schedulers.scheduling_ddim"]
+)
 LEFT_OUT = (".*", "__pycache__", "*.egg-info", "build", "dist")
 
 
@@ -56,35 +64,67 @@ class Run:
     output: str
 
 
-def run_tests(folder: Path, *arguments: str, keep_bytecode: bool = False) -> Run:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:nbval", "-p", "no:cacheprovider", "--tb=no", *arguments]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "" if keep_bytecode else "1"}
-    try:
-        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=TIMEOUT)
-    except subprocess.TimeoutExpired:
-        return Run(None, f"more than {TIMEOUT:g} seconds")
-    failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
-    if done.returncode and not failed:
-        failed = [f"pytest itself, status {done.returncode}"]
-    return Run(failed, done.stdout + done.stderr)
+def run_tests(folder: Path, *arguments: str, keep_bytecode: bool = False, timeout: float = TIMEOUT) -> Run:
+    with tempfile.NamedTemporaryFile("r", suffix=".txt") as output:
+        process = FORK.Process(target=_pytest, args=(str(folder), output.name, list(arguments), keep_bytecode))
+        process.start()
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            return Run(None, f"more than {timeout:g} seconds")
+        text = output.read()
+    failed = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", text, re.MULTILINE)
+    if process.exitcode and not failed:
+        failed = [f"pytest itself, status {process.exitcode}"]
+    return Run(failed, text)
+
+
+def _pytest(folder: str, output: str, arguments: list[str], keep_bytecode: bool) -> None:
+    with open(output, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(folder)
+    sys.path.insert(0, folder)
+    sys.dont_write_bytecode = not keep_bytecode
+
+    import pytest
+
+    quiet = ["-q", "--tb=no", "-p", "no:nbval", "-p", "no:cacheprovider"]
+    imported = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # plugins, by the process that forked this one
+    sys.exit(pytest.main([*quiet, *imported, *arguments]))
 
 
 def caught_by(mutant: Mutant, folder: Path) -> str | None:
     """The first test that fails with the fault in it, or None. The folder is left as it was."""
+    with fault(mutant, folder):
+        run = run_tests(folder, "-x", *mutant.tests)
+    if run.failed is None:
+        return run.output
+    if run.failed:
+        return run.failed[0]
+    passed_over: list[str] = []  # tests that fail without the fault as well
+    while True:
+        with fault(mutant, folder):
+            run = run_tests(folder, "-x", *passed_over, "tests", timeout=3600.0)
+        if not run.failed:
+            return run.output if run.failed is None else None
+        test = run.failed[0]
+        if not run_tests(folder, test).failed:
+            return test
+        passed_over += ["--deselect", test] if "::" in test else ["--ignore", test]
+
+
+@contextmanager
+def fault(mutant: Mutant, folder: Path) -> Iterator[None]:
+    """Inside, the copy has the fault; afterwards the file is back, with its old time, so that bytecode stays right."""
     file = folder / mutant.file
     kept = file.with_suffix(".kept")
     shutil.copy2(file, kept)
     try:
         file.write_text(mutant.text(folder))
-        for tests in (mutant.tests, ["tests"]):
-            run = run_tests(folder, "-x", *tests)
-            if run.failed is None:
-                return run.output
-            if run.failed:
-                return run.failed[0]
+        yield
     finally:
-        shutil.move(kept, file)  # with its old time, so that the bytecode is still right
-    return None
+        shutil.move(kept, file)
 
 
 def main(names: list[str]) -> int:
@@ -100,6 +140,7 @@ def main(names: list[str]) -> int:
         print(problem)
         return 2
 
+    os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory(prefix="mutants-") as temporary:
         folders: Queue[Path] = Queue()
         first = Path(temporary) / "0"

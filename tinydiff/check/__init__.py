@@ -4,4 +4,4 @@ A check ships with mutants, plausible wrong solutions that it must reject with t
 """
 
 from tinydiff.check.core import CheckFailed
-from tinydiff.check.ddpm import best_eps, cosine_betas, jump, posterior, skip_step
+from tinydiff.check.ddpm import best_eps, cosine_betas, jump, reverse_mean, skip_step

@@ -14,8 +14,11 @@ WHICH_STEPS = (
     "signal and variance come from the steps j + 1 ... k and no others; betas[i] belongs to step i + 1; "
     "noise is scaled by a standard deviation"
 )
-WEIGHTS = "x0 is weighted by the root of alpha-bar of step k - 1, x_k by the root of alpha_k = 1 - beta_k alone"
-FIRST_X0 = "first get x0 from x and eps; then alpha_k of the short chain is alpha-bar_k / alpha-bar_j"
+VARIANCE = "it is a variance, smaller than beta_k; does the right factor hold alpha-bar of step k - 1?"
+MEAN = "put x0 = (x_k - sigma eps) / alpha into the posterior's mean and collect the terms: little remains"
+ABAR_0 = "alpha-bar of step 0 is 1"
+OFFSET = "is the cosine squared, is s = 0.008 in it, and do you divide by its value at 0?"
+FIRST_X0 = "first get x0 from x and eps; then 1 - beta of the short chain is alpha-bar_k / alpha-bar_j"
 
 
 def _chain(betas: Tensor, j: int, k: int) -> tuple[float, float]:
@@ -70,48 +73,47 @@ def jump(fn: Callable) -> None:
     right(name, 5)
 
 
-def posterior(fn: Callable) -> None:
-    """Exercise 2: fn(x0, x_k, k, betas) -> (mean, var) of q(x_{k-1} | x_k, x0), k a (b,) of steps in 1 ... T."""
-    name, betas = "posterior", linear_betas(T)
+def reverse_mean(fn: Callable) -> None:
+    """Exercise 2: fn(x_k, eps, k, betas) -> (mean, var) of q(x_{k-1} | x_k, x0) at the x0 that eps stands for.
+
+    x_k and eps are (b, d), k is (b,) of steps in 1 ... T; var is (b, 1) or (b, d).
+    """
+    name, betas = "reverse_mean", linear_betas(T)
     grid = torch.linspace(-12, 12, 200_001, dtype=torch.float64)
     k = torch.tensor([2, 3, 17, 100, T])
     x0 = torch.tensor([0.7, -1.2, 0.3, 1.0, -0.5], dtype=torch.float64)[:, None]
     x_k = torch.tensor([0.6, -1.1, 0.9, -0.4, 1.5], dtype=torch.float64)[:, None]
-    mean, var = _two(name, call(name, fn, x0, x_k, k, betas))
-    is_tensor_like(name, "mean", mean, x0)
-    for i in range(len(k)):
-        step = int(k[i])
+    eps = torch.cat([_noise_between(x0[i], x_k[i], betas, int(k[i])) for i in range(len(k))])[:, None]
+    mean, var = _two(name, call(name, fn, x_k, eps, k, betas))
+    is_tensor_like(name, "mean", mean, x_k)
+    for i, step in enumerate(k.tolist()):
         signal, before = _chain(betas, 0, step - 1)
         beta = betas[step - 1].item()
         # Bayes: q(x_{k-1} | x0) q(x_k | x_{k-1}), on a grid of x_{k-1}
-        log_p = -((grid - signal * x0[i]) ** 2) / (2 * before) - (x_k[i] - math.sqrt(1 - beta) * grid) ** 2 / (2 * beta)
-        p = log_p.softmax(0)
+        log_p = -((grid - signal * x0[i]) ** 2) / (2 * before)
+        p = (log_p - (x_k[i] - math.sqrt(1 - beta) * grid) ** 2 / (2 * beta)).softmax(0)
         want_mean = (p * grid).sum()
         want_var = (p * (grid - want_mean) ** 2).sum()
-        given = f"x0 = {x0[i].item()}, x_k = {x_k[i].item()}, k = {step}, T = {T}"
-        prop = "the {} of q(x_{{k-1}} | x_k, x0), as Bayes' rule gives it on a fine grid: {:.6f}"
-        is_close(
-            name,
-            prop.format("variance", want_var),
-            given,
-            var.expand_as(x0)[i],
-            want_var,
-            "it is smaller than beta_k; which alpha-bar is of step k - 1?",
-            1e-5,
-        )
-        is_close(name, prop.format("mean", want_mean), given, mean[i], want_mean, WEIGHTS, 1e-5)
-    mean, var = _two(name, call(name, fn, x0, x_k, torch.ones(5, dtype=torch.long), betas))
-    is_close(
-        name,
-        "at k = 1 the variance is 0: x_0 is known",
-        "k = 1",
-        var.expand_as(x0),
-        torch.zeros_like(x0),
-        "alpha-bar of step 0 is 1",
-        1e-9,
-    )
-    is_close(name, "at k = 1 the mean is x0", "k = 1", mean, x0, "alpha-bar of step 0 is 1", 1e-9)
+        given = f"x_k = {x_k[i].item()}, eps = {eps[i].item():.4f}, k = {step}, T = {T}"
+        prop = "the {} of q(x_{{k-1}} | x_k, x0), as Bayes' rule gives it on a fine grid"
+        is_close(name, prop.format("variance"), given, _row(var, i), want_var[None], VARIANCE, 1e-5)
+        is_close(name, prop.format("mean"), given, mean[i], want_mean[None], MEAN, 1e-5)
+    one = torch.ones(5, dtype=torch.long)
+    eps = torch.cat([_noise_between(x0[i], x_k[i], betas, 1) for i in range(len(k))])[:, None]
+    mean, var = _two(name, call(name, fn, x_k, eps, one, betas))
+    is_close(name, "at k = 1 the variance is 0: x_0 is known", "k = 1", var, torch.zeros_like(x0), ABAR_0, 1e-9)
+    is_close(name, "at k = 1 the mean is x0", "k = 1", mean, x0, ABAR_0, 1e-9)
     right(name, 4)
+
+
+def _noise_between(x0: Tensor, x_k: Tensor, betas: Tensor, k: int) -> Tensor:
+    signal, var = _chain(betas, 0, k)
+    return (x_k - signal * x0) / math.sqrt(var)
+
+
+def _row(var: object, i: int) -> Tensor:
+    """Row i of a variance that may be (b, 1) or (b, d); any other shape is for `is_close` to tell."""
+    return var[i] if isinstance(var, Tensor) and var.ndim == 2 else var
 
 
 def cosine_betas(fn: Callable) -> None:
@@ -119,7 +121,7 @@ def cosine_betas(fn: Callable) -> None:
     name = "cosine_betas"
     for steps in (50, 1000):
         betas = call(name, fn, steps)
-        is_tensor_like(name, "betas", betas, torch.empty(steps, dtype=torch.float64))
+        is_tensor_like(name, "betas", betas, torch.empty(steps, dtype=torch.float64), "one beta a step: T of them")
         given = f"T = {steps}"
         if not ((betas > 0) & (betas <= 0.999)).all():
             fail(
@@ -139,7 +141,7 @@ def cosine_betas(fn: Callable) -> None:
             given,
             abar[steps // 2 - 1],
             torch.tensor(math.cos(math.pi / 2 * 0.508 / 1.008) ** 2 / math.cos(start) ** 2, dtype=torch.float64),
-            "is the cosine squared? is alpha-bar_0 = 1 the first number that you divide by?",
+            OFFSET,
             1e-9,
         )
         is_close(
