@@ -11,6 +11,7 @@ from jaxtyping import install_import_hook
 
 import budget
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: more threads only wait for each other
 os.environ.setdefault("TINYDIFF_SCALE", "laptop")  # kernels inherit it
 
 # Every annotated function of the library checks its arguments' shapes while unit tests run.

@@ -23,8 +23,6 @@ from tinydiff import checkpoints, denoisers, targets
 from tinydiff.checkpoints import load_checkpoint, read_checkpoint, save_checkpoint
 from tinydiff.training import fit
 
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
-
 ROOT = Path(__file__).parent.parent
 
 SCHEDULES = {

@@ -224,3 +224,11 @@ def test_the_denoiser_of_a_data_set():
         d(X, 0.5)
     with refused("made without labels: pass y="):
         d(torch.zeros(2, 1, 8, 8), 0.5, y=torch.tensor([0, 1]))
+
+
+def test_a_class_that_nothing_has():
+    labels = torch.tensor([0, 2])  # class 1 has no component
+    with refused(r"y names a class that no component has; labels are \[0, 2\]"):
+        mixture(labels=labels)(X, 0.5, y=torch.tensor([0, 1, 2]))
+    with refused(r"y names a label that no data point has; labels are \[0, 2\]"):
+        td.IdealDenoiser(MEANS, td.VP(), y=labels)(X, 0.5, y=torch.tensor([0, 1, 2]))

@@ -9,8 +9,6 @@ from test_schedules import coefs, every
 
 import tinydiff as td
 
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
-
 F64 = torch.float64
 SEEDS = pytest.mark.parametrize("seed", [0, 1, 2])
 

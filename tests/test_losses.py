@@ -9,8 +9,6 @@ from test_schedules import EVERY, PRESERVING, every
 import tinydiff as td
 from tinydiff import losses, targets
 
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
-
 F64 = torch.float64
 SEEDS = pytest.mark.parametrize("seed", [0, 1, 2])
 MEAN, STD = torch.tensor([[0.7, -0.3]], dtype=F64), 0.4

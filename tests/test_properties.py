@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,8 +9,6 @@ from hypothesis import strategies as st
 import tinydiff as td
 from tinydiff import targets
 from tinydiff.samplers import large, small
-
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 
 quick = settings(deadline=None, derandomize=True, max_examples=40)
 

@@ -15,8 +15,6 @@ from tinydiff.__main__ import main
 from tinydiff.checkpoints import read_checkpoint
 from tinydiff.recipes import RECIPES, digits
 
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
-
 ROOT = Path(__file__).parent.parent
 TINY = {
     "swiss_roll": "--points 500 --width 16 --depth 2 --steps 6 --batch-size 32 --sampling-steps 4 --samples 100",

@@ -7,8 +7,6 @@ from test_schedules import EVERY, PRESERVING, TIMES, coefs, every
 import tinydiff as td
 from tinydiff import targets
 
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
-
 F64 = torch.float64
 ALL = {
     "x0": targets.x0,

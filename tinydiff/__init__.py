@@ -30,6 +30,7 @@ from tinydiff.guidance import bind, static, thresholded
 from tinydiff.losses import denoising_loss
 from tinydiff.notebook import scale, setup, show_source
 from tinydiff.progress import progress
+from tinydiff.results import load_results, save_results
 from tinydiff.samplers import State, ancestral, ddim, ddim_step, final, pairs, posterior, sample, sampler
 from tinydiff.schedules import (
     EDM,

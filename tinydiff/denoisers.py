@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -64,7 +63,7 @@ class interpolated_variance:
     out: Tensor
 
     def __call__(self, ct: Coefs, cs: Coefs) -> Tensor:
-        large = -torch.expm1(ct.logsnr - cs.logsnr) * ct.sigma**2
+        large = ct.new_noise(cs) * ct.sigma**2
         f = (self.out + 1) / 2
         return (f * large.log() + (1 - f) * (large * cs.sigma**2 / ct.sigma**2).log()).exp()
 

@@ -94,6 +94,8 @@ class GaussianMixture:
             if y.shape != (len(x),) or not ((y >= 0) & (y <= self.classes)).all():
                 raise ValueError(f"y must be ({len(x)},) classes from 0 to {self.classes} (no class given); got {y}")
             mine = (labels == y[:, None]) | (y[:, None] == self.classes)
+            if not mine.any(1).all():
+                raise ValueError(f"y names a class that no component has; labels are {labels.unique().tolist()}")
             log_prior = torch.where(mine, log_prior, -math.inf).log_softmax(1)
         log_normal = -(away**2).sum(-1) / var / 2 - x.shape[1] / 2 * (2 * math.pi * var).log()
         return log_prior + log_normal, c, var, away, means
@@ -154,5 +156,7 @@ class IdealDenoiser:
             new_top = torch.maximum(top, logits.amax(1, keepdim=True)).clamp(min=torch.finfo(flat.dtype).min)
             scale, w = (top - new_top).exp(), (logits - new_top).exp()
             total, mean, top = total * scale + w.sum(1, keepdim=True), mean * scale + w @ points, new_top
+        if y is not None and not (total > 0).all():
+            raise ValueError(f"y names a label that no data point has; labels are {self.y.unique().tolist()}")
         x0 = (mean / total).to(x).reshape(x.shape)
         return Prediction(x0, (x - c.alpha * x0) / c.sigma)

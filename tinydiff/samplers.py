@@ -21,6 +21,7 @@ which is Ho et al. 2020, eq. 6-7, where alpha_t^2 / alpha_s^2 = 1 - beta_t.
 """
 
 import functools
+import inspect
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -99,7 +100,10 @@ def sample(
     generator = None if seed is None else torch.Generator(device).manual_seed(seed)
     ts = grid(d.schedule, n) if ts is None else ts
     x = d.schedule.prior_std * torch.randn(shape, generator=generator, device=device)
-    states = (sampler or ddim)(d, x, ts, generator=generator, **options)
+    sampler = sampler or ddim
+    if "generator" in inspect.signature(sampler).parameters:  # a deterministic sampler need not have one
+        options["generator"] = generator
+    states = sampler(d, x, ts, **options)
     x = final(progress(states, desc="sampling", total=len(ts) - 1))
     return x if decode is None else decode(x)
 
@@ -121,7 +125,7 @@ class Posterior(NamedTuple):
 
 def posterior(ct: Coefs, cs: Coefs) -> Posterior:
     """q(x_s | x_t, x0) of equation (1), for s < t. Nothing is divided by alpha_t."""
-    r = -torch.expm1(ct.logsnr - cs.logsnr)
+    r = ct.new_noise(cs)
     return Posterior(cs.alpha * r, ct.alpha / cs.alpha * cs.sigma**2 / ct.sigma**2, cs.sigma**2 * r)
 
 
@@ -132,7 +136,7 @@ def small(p: Prediction, ct: Coefs, cs: Coefs) -> Tensor:
 
 def large(p: Prediction, ct: Coefs, cs: Coefs) -> Tensor:
     """beta, the variance of the noising step from s to t: right if the data were N(0, I)."""
-    return -torch.expm1(ct.logsnr - cs.logsnr) * ct.sigma**2
+    return ct.new_noise(cs) * ct.sigma**2
 
 
 def learned(p: Prediction, ct: Coefs, cs: Coefs) -> Tensor:

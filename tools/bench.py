@@ -90,7 +90,7 @@ def swiss() -> dict[str, Any]:
         "target_seconds": 15,
         **{f"median_{k}": value if value < math.inf else None for k, value in medians.items()},
         "runs": curves,
-    }  # fmt: skip
+    }
 
 
 def fresh(n: int, seed: int) -> torch.Tensor:
@@ -270,8 +270,10 @@ def draw(path: Path, results: dict) -> None:
     ax.axhline(part["near"], color="black", lw=1, ls="--", label=f"{part['near']} times the floor")
     ax.axhline(1, color=COLORS["truth"], lw=1.5, label="fresh data against fresh data")
     ax.set(xlabel="seconds of training", ylabel="sliced Wasserstein, times its floor", yscale="log", xlim=(0, None))
-    ticks = [1, 1.25, 2, 4, 8, 16]
+    top = 1.1 * max(look["ratio"] for run in part["runs"] for look in run["curve"])
+    ticks = [tick for tick in (1, 1.25, 1.5, 2, 3, 4, 6, 8, 12, 16) if tick < top]
     ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.set_ylim(0.9, top)
     ax.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
     ax.legend(fontsize=9)
     if part["median_seconds"]:

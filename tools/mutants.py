@@ -1,8 +1,8 @@
 """Do the unit tests notice a fault? `python tools/mutants.py [names...]`, or `make mutants` for all.
 
 tools/mutants.toml lists deliberate faults, each a text in a file of the library and what to put in its place. One at a
-time they go into a copy of the tree, and the named test files run there until one test fails; if none does, all unit
-tests run (those that fail without the fault too do not count). The table says which test caught which fault.
+time they go into a copy of the tree, and the named test files run there until one test fails. If none does, all unit
+tests run, and one counts if, alone, it fails with the fault and passes without. The table says which test caught what.
 
 Returns 1 if a fault survives: then a test is missing. Returns 2 if a text does not occur exactly once, or if the tests
 fail before there is any fault: then nothing is known.
@@ -102,14 +102,15 @@ def caught_by(mutant: Mutant, folder: Path) -> str | None:
         return run.output
     if run.failed:
         return run.failed[0]
-    passed_over: list[str] = []  # tests that fail without the fault as well
+    passed_over: list[str] = []  # tests that do not fail because of the fault
     while True:
         with fault(mutant, folder):
             run = run_tests(folder, "-x", *passed_over, "tests", timeout=3600.0)
-        if not run.failed:
-            return run.output if run.failed is None else None
-        test = run.failed[0]
-        if not run_tests(folder, test).failed:
+            if not run.failed:
+                return run.output if run.failed is None else None
+            test = run.failed[0]
+            again = run_tests(folder, test).failed
+        if again != [] and run_tests(folder, test).failed == []:
             return test
         passed_over += ["--deselect", test] if "::" in test else ["--ignore", test]
 

@@ -7,20 +7,16 @@ data/results/01_targets.json, which the notebook draws.
 """
 
 import dataclasses
-import json
-import os
-import platform
 import time
-from pathlib import Path
 
 import torch
 
 from tinydiff import targets
 from tinydiff.progress import progress
 from tinydiff.recipes import swiss_roll
+from tinydiff.results import provenance, save_results
 from tinydiff.schedules import Cosine, DiscreteVP, cosine_betas, linear_betas
 
-PATH = Path(__file__).resolve().parents[2] / "data" / "results" / "01_targets.json"
 SCHEDULES = {
     "linear betas": DiscreteVP(linear_betas(1000)),
     "cosine betas": DiscreteVP(cosine_betas(1000)),
@@ -40,19 +36,9 @@ def main() -> None:
         for step in swiss_roll.train(mine, d):
             last = step
         rows.append(dict(schedule=schedule, target=target, seed=seed) | swiss_roll.evaluate(last.denoiser, mine, seed))
-    result = {
-        "command": "python -m tinydiff.recipes.study_targets",
-        "settings": dataclasses.asdict(s),
-        "seeds": SEEDS,
-        "hardware": f"{platform.machine()}, 1 thread of {os.cpu_count()} cores",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "seconds": round(time.perf_counter() - start),
-        "rows": rows,
-    }
-    PATH.parent.mkdir(parents=True, exist_ok=True)
-    partial = PATH.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n")
-    partial.replace(PATH)
+    made = provenance("python -m tinydiff.recipes.study_targets")
+    made |= {"settings": dataclasses.asdict(s), "seeds": SEEDS, "seconds": round(time.perf_counter() - start)}
+    save_results("01_targets", made | {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ class Schedule:
 
     def time(self, logsnr: Tensor) -> Tensor:
         """The time in [t_min, t_max] of each log-SNR: the inverse of `logsnr`, differentiable. float64."""
-        target = widest(logsnr)
+        target = widest(logsnr).clamp(-1e9, 1e9)  # an infinite one means the end of the range
         with torch.no_grad():  # bisection: logsnr falls with t
             low, high = torch.full_like(target, self.t_min), torch.full_like(target, self.t_max)
             for _ in range(60):
@@ -108,6 +108,8 @@ class Schedule:
             (alpha, sigma), (dalpha, dsigma) = self.alpha_sigma(t), self.rates(t)
             slope = 2 * (dalpha / alpha - dsigma / sigma)
             value = 2 * (alpha / sigma).log()
+            moves = value.isfinite() & (slope < 0)  # elsewhere the bisection's answer stands
+            value, slope = torch.where(moves, value, 0.0), torch.where(moves, slope, -torch.inf)
         # One Newton step polishes the answer and carries the derivative dt/dlogsnr = 1/slope.
         return (t + (target - value) / slope).clamp(self.t_min, self.t_max)
 
@@ -135,8 +137,16 @@ class Coefs:
         return v.to(self._like).reshape(-1, *[1] * (self._like.ndim - 1))
 
     @cached_property
+    def _logsnr(self) -> Tensor:
+        return 2 * (self._alpha.log() - self._sigma.log())
+
+    @cached_property
     def logsnr(self) -> Tensor:
-        return self._shape(2 * (self._alpha.log() - self._sigma.log()))
+        return self._shape(self._logsnr)
+
+    def new_noise(self, cs: "Coefs") -> Tensor:
+        """1 - e^{logsnr_t - logsnr_s}: the share of the noise at t that came in since s < t. From float64 log-SNRs."""
+        return self._shape(-torch.expm1(self._logsnr - cs._logsnr))
 
     @cached_property
     def _rates(self) -> tuple[Tensor, Tensor]:

@@ -174,7 +174,8 @@ class Shifted(Schedule):
 
     @property
     def prior_std(self) -> float:
-        return self.base.prior_std
+        end = torch.tensor(self.t_max, dtype=torch.float64)
+        return float(self.base.prior_std * self.sigma(end) / self.base.sigma(end))
 
     @property
     def jumps(self) -> bool:
