@@ -30,9 +30,10 @@ import torch  # noqa: E402
 from tinydiff import datasets, metrics  # noqa: E402
 from tinydiff.progress import progress  # noqa: E402
 from tinydiff.recipes import digits, swiss_roll  # noqa: E402
+from tinydiff.results import cpu_model, save_results  # noqa: E402
 
 RESULTS, FIGURE = ROOT / "data" / "results" / "benchmark.json", ROOT / "docs" / "benchmark.png"
-NOTEBOOK = ROOT / "notebooks" / "01_ddpm.ipynb"
+NOTEBOOK, README = ROOT / "notebooks" / "01_ddpm.ipynb", ROOT / "README.md"
 SEEDS = (0, 1, 2)
 EVERY = 100  # steps between two looks at the samples of the swiss roll
 SETS = 6  # of samples at each look, and of fresh draws: of single pairs of fresh draws one in ten is at 1.46
@@ -192,13 +193,6 @@ PARTS = {"swiss": swiss, "digits": digit_samples, "import": imports, "notebook":
 # ---- how it was made -----------------------------------------------------------------------------
 
 
-def cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] \
-        if info.exists() else []  # fmt: skip
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def measured(part: str) -> dict[str, Any] | None:
     """One part's results with its provenance."""
     load = os.getloadavg() if hasattr(os, "getloadavg") else None
@@ -215,14 +209,6 @@ def measured(part: str) -> dict[str, Any] | None:
     return result and {**result, "made": made}
 
 
-def write(path: Path, results: dict) -> None:
-    """The whole file or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-
-
 # ---- what it says --------------------------------------------------------------------------------
 
 
@@ -235,7 +221,7 @@ def summary(results: dict) -> list[str]:
             if part["median_seconds"]
             else "never"
         )
-        lines.append(f"swiss roll within {part['near']} of the floor: {at}; target {part['target_seconds']} s")
+        lines.append(f"swiss roll within {part['near']} times the floor: {at}; target {part['target_seconds']} s")
     for kind in ("laptop", "short"):
         if part := results.get("digits", {}).get(kind):
             lines.append(
@@ -250,6 +236,40 @@ def summary(results: dict) -> list[str]:
     if part := results.get("notebook"):
         lines.append(f"notebook 01: {part['seconds']:.0f} s ({part['cpu_seconds']:.0f} CPU)")
     return lines
+
+
+def table(results: dict) -> str:
+    """The README's table, from the file's numbers alone."""
+    swiss, digit, light, nb = (results[part] for part in PARTS)
+    rows = [
+        (
+            f"swiss roll: sliced Wasserstein within {swiss['near']} times its floor, median of three seeds",
+            f"{swiss['median_seconds']:.1f} s",
+            f"{swiss['target_seconds']} s",
+        )
+    ]
+    for kind in ("laptop", "short"):
+        part = digit[kind]
+        share = [f"{100 * run['accuracy']:.1f}" for run in part["runs"]]
+        what = (
+            f"digits, {part['settings']['steps']} steps: samples that an SVM reads as the digit asked for, three seeds"
+        )
+        goal = f"97 % in {digit['target_seconds']} s" if kind == "laptop" else "90 %"
+        rows.append((what, f"{', '.join(share)} % after {part['median_seconds']:.0f} s", goal))
+    rows.append(("`import tinydiff`, once torch is there", f"{light['median_seconds']:.2f} s", "0.25 s"))
+    rows.append(("notebook 01 from start to end", f"{nb['seconds']:.0f} s", "75 s"))
+    made = swiss["made"]["hardware"]
+    lines = [f"| on {made['cores']} cores of a CPU ({made['cpu']}) | measured | goal |", "| --- | --- | --- |"]
+    return "\n".join(lines + [f"| {a} | {b} | {c} |" for a, b, c in rows])
+
+
+def with_table(readme: str, results: dict) -> str:
+    """The README with its table renewed; as it is while a part has not been measured."""
+    if any(part not in results for part in PARTS) or not results["swiss"]["median_seconds"]:
+        return readme
+    start, end = "<!-- benchmark -->\n", "<!-- /benchmark -->"
+    before, rest = readme.split(start)
+    return before + start + table(results) + "\n" + end + rest.split(end)[1]
 
 
 def draw(path: Path, results: dict) -> None:
@@ -295,9 +315,11 @@ def main(argv: list[str] | None = None) -> int:
     for part in only:
         if (result := measured(part)) is not None:
             results[part] = result
-    write(RESULTS, {part: results[part] for part in PARTS if part in results})
+    save_results(RESULTS.stem, {part: results[part] for part in PARTS if part in results}, RESULTS.parent)
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    README.write_text(with_table(README.read_text(encoding="utf-8"), results), encoding="utf-8")
     if "swiss" in results:
-        draw(FIGURE, json.loads(RESULTS.read_text(encoding="utf-8")))
+        draw(FIGURE, results)
     print("\n".join(summary(results)))
     return 0
 
