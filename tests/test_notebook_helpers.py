@@ -162,3 +162,13 @@ def test_importing_the_helpers_is_light():
     code += "; print([m for m in ('matplotlib', 'sklearn', 'IPython') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_setup_seeds_torch():
+    with torch.random.fork_rng():
+        notebook.setup(seed=3)
+        first = torch.rand(2)
+        notebook.setup(seed=3)
+        assert torch.equal(torch.rand(2), first)
+        notebook.setup(seed=4)
+        assert not torch.equal(torch.rand(2), first)

@@ -14,9 +14,11 @@ from tinydiff import (
     denoisers,
     exact,
     guidance,
+    likelihood,
     losses,
     metrics,
     models,
+    ncsn,
     plotting,
     samplers,
     schedules,
@@ -27,11 +29,25 @@ from tinydiff.checkpoints import load_checkpoint, load_pretrained, save_checkpoi
 from tinydiff.denoisers import Denoiser, NetDenoiser, denoiser
 from tinydiff.exact import GaussianMixture, IdealDenoiser
 from tinydiff.guidance import bind, static, thresholded
+from tinydiff.likelihood import hybrid_loss, vlb_term
 from tinydiff.losses import denoising_loss
 from tinydiff.notebook import scale, setup, show_source
 from tinydiff.progress import progress
 from tinydiff.results import load_results, save_results
-from tinydiff.samplers import State, ancestral, ddim, ddim_step, final, pairs, posterior, sample, sampler
+from tinydiff.samplers import (
+    State,
+    ancestral,
+    annealed_langevin,
+    ddim,
+    ddim_step,
+    final,
+    langevin,
+    mala,
+    pairs,
+    posterior,
+    sample,
+    sampler,
+)
 from tinydiff.schedules import (
     EDM,
     VE,

@@ -27,6 +27,7 @@ NEEDED = {
     "jaxtyping": ("jaxtyping", "shapes in annotations"),
     "einops": ("einops", "rearranging tensors"),
     "tyro": ("tyro", "the command line"),
+    "PIL": ("pillow", "animations"),
 }
 # import name -> (extra, what for)
 OPTIONAL = {

@@ -13,8 +13,8 @@ OTHERS = ("#009E73", "#56B4E9", "#E69F00", "#CC79A7", "#000000")  # for anything
 SCALES = ("laptop", "full")
 
 
-def setup(threads: int = 1) -> None:
-    """Fix what should look and run the same in every notebook: torch's threads, and matplotlib's style.
+def setup(threads: int = 1, seed: int = 0) -> None:
+    """Fix what should look and run the same in every notebook: torch's threads and seed, and matplotlib's style.
 
     `threads`: 1 for points in the plane, where more cost more than they give (up to 30 times on a busy
     machine); 2 or more for images. Raises ValueError if threads < 1.
@@ -22,6 +22,7 @@ def setup(threads: int = 1) -> None:
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
     torch.set_num_threads(threads)
+    torch.manual_seed(seed)
     import matplotlib
 
     matplotlib.rcParams.update(

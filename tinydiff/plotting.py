@@ -16,6 +16,7 @@ from tinydiff.notebook import COLORS, OTHERS
 TRUTH_AREA = "#CCCCCC"  # a tint of the grey of truth, light enough to lie under other points
 MARKERS = "osD^vP"
 GIF_BYTES = 300_000
+STRIP_POINTS = 600  # enough for a panel of two inches, and half the bytes in the notebook
 
 
 def scatter(
@@ -52,12 +53,12 @@ def strip(
     color: str = COLORS["model"],
     limit: float | None = None,
 ):
-    """A process as a row of scatter plots on the same axes. Returns the figure."""
+    """A process as a row of scatter plots on the same axes, 600 points at most in each. Returns the figure."""
     _check_frames(frames, titles)
     limit = limit or _limit(frames, truth)
     figure, axes = _figure(len(frames), 2.1 * len(frames), 2.5)
     for ax, points, title in zip(axes, frames, titles, strict=True):
-        scatter(points, ax, title, color, truth, limit)
+        scatter(points[:STRIP_POINTS], ax, title, color, truth, limit)
         ax.label_outer()
     return figure
 

@@ -92,7 +92,13 @@ def is_close(name: str, prop: str, given: str, out: Tensor, want: Tensor, hint: 
     gap = (out - want).abs() / want.abs().clamp(min=1)
     worst = gap.nan_to_num(torch.inf).argmax()
     if not gap[worst] <= tol:
-        fail(name, prop, given, f"{out[worst].item():.6g} where {want[worst].item():.6g} was due", hint)
+        fail(
+            name,
+            prop,
+            given,
+            f"{out[worst].item():.6g} where {want[worst].item():.6g} was due (entry {worst} of {len(out)})",
+            hint,
+        )
 
 
 def has_moments(name: str, what: str, given: str, draws: Tensor, mean: float, std: float, hint: str) -> None:

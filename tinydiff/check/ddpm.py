@@ -12,13 +12,15 @@ from tinydiff.schedules import linear_betas
 T = 200
 WHICH_STEPS = (
     "signal and variance come from the steps j + 1 ... k and no others; betas[i] belongs to step i + 1; "
-    "noise is scaled by a standard deviation"
+    "noise is scaled by a standard deviation; alpha-bar of step 0 is 1 (index -1 is the last entry, not that)"
 )
 VARIANCE = "it is a variance, smaller than beta_k; does the right factor hold alpha-bar of step k - 1?"
 MEAN = "put x0 = (x_k - sigma eps) / alpha into the posterior's mean and collect the terms: little remains"
 ABAR_0 = "alpha-bar of step 0 is 1"
 OFFSET = "is the cosine squared, is s = 0.008 in it, and do you divide by its value at 0?"
-FIRST_X0 = "first get x0 from x and eps; then 1 - beta of the short chain is alpha-bar_k / alpha-bar_j"
+FIRST_X0 = (
+    "first get x0 from x and eps; for the jump from k to j, 1 - beta is alpha-bar_k / alpha-bar_j, not 1 - betas[k - 1]"
+)
 
 
 def _chain(betas: Tensor, j: int, k: int) -> tuple[float, float]:
