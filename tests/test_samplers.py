@@ -513,3 +513,15 @@ def test_short_steps_keep_their_precision_in_float32():
     )
     for exact, rounded in zip(wide, narrow, strict=True):  # a difference of rounded log-SNRs is off by 5e-5
         torch.testing.assert_close(rounded.double(), exact, rtol=5e-7, atol=0)
+
+
+def test_sample_keeps_no_gradients_of_a_sampler_without_the_decorator():
+    scale = torch.tensor(1.0, requires_grad=True)
+    d = td.denoiser(lambda x, t: td.Prediction(scale * x, 0 * x), td.VP())
+
+    def bare(d, x, ts):
+        for t, s in td.pairs(ts):
+            yield td.State(s, d(x, t).x0, x)
+
+    assert not td.sample(d, (3, 2), n=2, seed=0, sampler=bare).requires_grad
+    assert td.sample(d, (3, 2), n=2, seed=0, sampler=td.ddim, grad=True).requires_grad

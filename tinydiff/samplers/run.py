@@ -40,5 +40,6 @@ def sample(
     if "generator" in inspect.signature(sampler).parameters:  # a deterministic sampler need not have one
         options["generator"] = generator
     states = sampler(d, x, ts, **options)
-    x = final(progress(states, desc="sampling", total=len(ts) - 1))
+    with torch.no_grad():  # for a sampler without the decorator; one with grad=True keeps its gradients
+        x = final(progress(states, desc="sampling", total=len(ts) - 1))
     return x if decode is None else decode(x)
