@@ -211,3 +211,11 @@ def test_settings_that_do_not_fit_are_named():
         UNet(width=8)(torch.zeros(1, 1, 7, 8), torch.zeros(1))
     with pytest.raises(ValueError, match=r"h and w must divide by 4; got 8 x 10"):
         UNet(width=8, mults=(1, 1, 1), attention=(False,) * 3)(torch.zeros(1, 1, 8, 10), torch.zeros(1))
+
+
+def test_an_mlp_of_two_outputs_gives_both_halves():
+    net = awake(MLP(dim=3, width=8, depth=1, outputs=2))
+    out = net(torch.randn(5, 3), torch.zeros(5))
+    assert out.shape == (5, 6) and net.config["outputs"] == 2
+    mean, second = out.chunk(2, dim=1)
+    assert not torch.allclose(mean, second)

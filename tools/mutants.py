@@ -1,6 +1,6 @@
 """Do the unit tests notice a fault? `python tools/mutants.py [names...]`, or `make mutants` for all.
 
-tools/mutants.toml lists deliberate faults, each a text in a file of the library and what to put in its place. One at a
+tools/mutants/*.toml list deliberate faults, each a text in a file of the library and what to put in its place. One at a
 time they go into a copy of the tree, and the named test files run there until one test fails. If none does, all unit
 tests run, and one counts if, alone, it fails with the fault and passes without. The table says which test caught what.
 
@@ -52,8 +52,9 @@ class Mutant:
 
 
 def read(root: Path = ROOT) -> list[Mutant]:
-    """The mutants of tools/mutants.toml."""
-    return [Mutant(**entry) for entry in tomllib.loads((root / "tools" / "mutants.toml").read_text())["mutant"]]
+    """The mutants of tools/mutants/*.toml."""
+    files = sorted((root / "tools" / "mutants").glob("*.toml"))
+    return [Mutant(**entry) for file in files for entry in tomllib.loads(file.read_text())["mutant"]]
 
 
 @dataclass(frozen=True)
