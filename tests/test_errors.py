@@ -86,9 +86,9 @@ def test_spacing_by_logsnr_where_there_is_no_signal():
                 td.grid(S, 5, spacing)
 
 
-def test_leading_and_trailing_need_a_chain_that_is_long_enough():
+def test_spacings_in_steps_need_a_chain_that_is_long_enough():
     S = td.DiscreteVP(td.linear_betas(10))
-    for spacing in (td.leading, td.trailing):
+    for spacing in (td.leading, td.trailing, td.strided):
         with refused(r"need a DiscreteVP of at least n = 11 steps; got DiscreteVP\(10 betas"):
             td.grid(S, 11, spacing)
         for other in (td.VP(), td.EDM()):

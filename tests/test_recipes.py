@@ -19,11 +19,17 @@ ROOT = Path(__file__).parent.parent
 TINY = {
     "swiss_roll": "--points 500 --width 16 --depth 2 --steps 6 --batch-size 32 --sampling-steps 4 --samples 100",
     "digits": "--width 8 --steps 4 --batch-size 8 --sampling-steps 3 --samples 30 --threads 1",
+    "dpm": "--chain 4 --points 500 --units 3 --steps 6 --batch-size 32 --samples 100",
 }
-EVALUATE = {name: text[text.index("--sampling-steps") :] for name, text in TINY.items()}
+EVALUATE = {
+    "swiss_roll": "--sampling-steps 4 --samples 100",
+    "digits": "--sampling-steps 3 --samples 30 --threads 1",
+    "dpm": "--chain 4 --units 3 --samples 100",
+}
 METRICS = {
     "swiss_roll": {"sliced_wasserstein", "sliced_wasserstein_floor", "energy_distance", "energy_distance_floor"},
     "digits": {"accuracy", "energy_distance", "energy_distance_floor", "memorisation"},
+    "dpm": {"K", "K_standard_error", "K_less_null", "energy_distance", "energy_distance_floor"},
 }
 EACH = pytest.mark.parametrize("name", RECIPES)
 
@@ -172,7 +178,7 @@ def test_scale_changes_the_defaults(name, capsys, monkeypatch):
     for scale, out in shown.items():
         out = " ".join(out.replace("│", " ").split())  # lines are broken as the terminal is wide
         settings = RECIPES[name].SCALES[scale]
-        for field in ("steps", "width", "batch_size", "lr"):
+        for field in ("steps", "points" if name == "dpm" else "width", "batch_size", "lr"):
             assert f"(default: {getattr(settings, field)})" in out, (scale, field)
     assert f"(default: {RECIPES[name].SCALES['full'].batch_size})" not in " ".join(shown["laptop"].split())
 

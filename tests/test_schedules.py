@@ -221,6 +221,37 @@ def test_leading_and_trailing_against_the_indices_of_ddim(n):
     torch.testing.assert_close(td.grid(S, n, td.trailing) * 1000, column(*index, 0), atol=1e-10, rtol=0)
 
 
+def test_strided_steps_are_those_of_improved_ddpm():
+    """The indices of its `space_timesteps(1000, "50")`, which counts from 0: strides of 999 / 49, both ends kept."""
+    S = td.DiscreteVP(td.linear_betas(1000))
+    index = (td.grid(S, 50, td.strided)[:-1] * 1000 - 1).flip(0)
+    torch.testing.assert_close(index[[0, 1, 2, 3, -3, -2, -1]], column(0, 20, 41, 61, 958, 979, 999), atol=1e-9, rtol=0)
+    for n, steps in ((5, 200), (7, 12), (33, 1000), (12, 12)):
+        S = td.DiscreteVP(td.linear_betas(steps))
+        expected = [round(i * (steps - 1) / (n - 1)) + 1 for i in range(n)]  # as there, half to even
+        got = td.grid(S, n, td.strided)
+        torch.testing.assert_close(got.flip(0) * steps, column(0, *expected), atol=1e-9, rtol=0)
+    assert td.grid(S, 1, td.strided).tolist() == [1, 0]  # one step comes from pure noise
+
+
+@pytest.mark.parametrize("betas", [td.linear_betas, td.cosine_betas])
+def test_betas_of_a_strided_chain_are_those_of_its_alpha_bars(betas):
+    """1 - abar_t / abar_s, the betas of Improved DDPM's respaced chain, which has alpha-bar at the steps it kept."""
+    S = td.DiscreteVP(betas(1000))
+    ts = td.grid(S, 50, td.strided)[:-1]
+    k = (ts * 1000).round().long() - 1
+    abar = torch.cumprod(1 - S.betas, 0)[k].flip(0)
+    before = torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])
+    sub = td.DiscreteVP(1 - abar / before)
+    every = torch.arange(1, 51, dtype=torch.float64) / 50
+    # cumprod against cumsum of log1p: 1e-13 of rounding; the cosine's last abar is 2.4e-9, of which beta keeps 7 digits
+    torch.testing.assert_close(sub.alpha(every) ** 2, abar, atol=1e-13, rtol=0)
+    x = torch.zeros(50, 1, dtype=torch.float64)
+    ct, cs = S(ts, like=x), S(torch.cat([ts[1:], ts.new_zeros(1)]), like=x)
+    beta = (ct.new_noise(cs) * ct.sigma**2)[:, 0].flip(0)
+    torch.testing.assert_close(beta, sub.betas, atol=1e-13, rtol=0)
+
+
 def test_leading_and_trailing_where_n_does_not_divide_the_steps():
     S = td.DiscreteVP(td.linear_betas(10))
     torch.testing.assert_close(td.grid(S, 3, td.leading) * 10, column(7, 4, 1, 0), atol=1e-12, rtol=0)

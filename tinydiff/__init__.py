@@ -8,12 +8,16 @@ except ModuleNotFoundError:
     ) from None
 
 from tinydiff import (
+    binomial,
     check,
     checkpoints,
     datasets,
     denoisers,
+    dpm,
+    entropy,
     exact,
     guidance,
+    hybrid,
     likelihood,
     losses,
     metrics,
@@ -22,6 +26,7 @@ from tinydiff import (
     plotting,
     samplers,
     schedules,
+    score_matching,
     targets,
     training,
 )
@@ -29,7 +34,8 @@ from tinydiff.checkpoints import load_checkpoint, load_pretrained, save_checkpoi
 from tinydiff.denoisers import Denoiser, NetDenoiser, denoiser
 from tinydiff.exact import GaussianMixture, IdealDenoiser
 from tinydiff.guidance import bind, static, thresholded
-from tinydiff.likelihood import hybrid_loss, vlb_term
+from tinydiff.hybrid import hybrid_loss
+from tinydiff.likelihood import vlb_term
 from tinydiff.losses import denoising_loss
 from tinydiff.notebook import scale, setup, show_source
 from tinydiff.progress import progress
@@ -66,6 +72,7 @@ from tinydiff.schedules import (
     linear_betas,
     logsnr_uniform,
     scaled_linear_betas,
+    strided,
     trailing,
     uniform,
 )

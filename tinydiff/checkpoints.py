@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tinydiff import denoisers, models, schedules, targets
+from tinydiff import denoisers, dpm, models, schedules, targets
 from tinydiff.denoisers import NetDenoiser
 from tinydiff.schedules import Schedule
 from tinydiff.targets import Target
@@ -24,7 +24,7 @@ from tinydiff.targets import Target
 FORMAT = "tinydiff checkpoint 1"
 DATA = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
 
-_CLASSES = [models.MLP, models.UNet, targets.edm, denoisers.c_in_edm]
+_CLASSES = [models.MLP, models.RBF, models.UNet, dpm.LearnedBetas, dpm.step_mean, targets.edm, denoisers.c_in_edm]
 _CLASSES += [getattr(schedules, s) for s in "DiscreteVP VP SubVP VE EDM Cosine Flow Shifted".split()]
 _FUNCTIONS = [targets.x0, targets.eps, targets.v, targets.score, targets.velocity]
 _FUNCTIONS += [
@@ -32,6 +32,7 @@ _FUNCTIONS += [
     denoisers.c_noise_ddpm,
     denoisers.c_noise_edm,
     denoisers.interpolated_variance,
+    dpm.logit_variance,
 ]
 KNOWN = {f.__name__: f for f in _CLASSES + _FUNCTIONS}
 PARTS = ("schedule", "target", "c_in", "c_noise", "var")

@@ -122,6 +122,24 @@ class GaussianMixture:
         return Prediction(x0, eps)
 
 
+def times_gaussian(mixture: GaussianMixture, y: Float[Tensor, " d"], std: float) -> GaussianMixture:
+    """The mixture whose density is p0(x) N(x; y, std^2 I), normalised: what a Gaussian factor makes of the data.
+
+    A component's precisions add, and its weight is multiplied by N(y; m_k, s_k^2 + std^2).
+    Raises ValueError if std <= 0 or y does not have the mixture's dimension.
+    """
+    dim = mixture.means.shape[1]
+    if not std > 0 or y.shape != (dim,):
+        raise ValueError(f"std must be positive and y of shape ({dim},); got {std} and {tuple(y.shape)}")
+    y, var = y.to(mixture.means), mixture.std**2
+    share = (var / (var + std**2))[:, None]  # of y in the mean
+    log_fit = -((mixture.means - y) ** 2).sum(1) / (var + std**2) / 2 - dim / 2 * (var + std**2).log()
+    weights = (mixture.weights.log() + log_fit).softmax(0)
+    kept = weights > 0  # far away, where a weight is below the smallest number, nothing is lost
+    new = (mixture.means + share * (y - mixture.means), (share[:, 0] * std**2).sqrt(), weights)
+    return GaussianMixture(*(v[kept] for v in new), mixture.schedule, mixture.labels[kept])
+
+
 class IdealDenoiser:
     """The exact denoiser of a finite data set: a softmax over its points. A perfect fit, so a perfect memoriser.
 

@@ -26,10 +26,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tinydiff.denoisers import Denoiser, NetDenoiser
-from tinydiff.samplers import learned, pairs, posterior, small
-from tinydiff.schedules import Coefs, Schedule, Times, batch_times
-from tinydiff.targets import Prediction, decode, encode
+from tinydiff.denoisers import Denoiser
+from tinydiff.samplers import noise_like, pairs, posterior, small
+from tinydiff.schedules import Coefs, Schedule, Times
+from tinydiff.targets import Prediction
 
 ReverseVariance = Callable[[Prediction, Coefs, Coefs], Tensor]
 Decoder = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -100,7 +100,7 @@ def _bits(v: Tensor) -> Float[Tensor, " b"]:
     return v.flatten(1).mean(1) / math.log(2)
 
 
-def _term(
+def step_term(
     schedule: Schedule,
     p: Prediction,
     x0: Tensor,
@@ -111,7 +111,7 @@ def _term(
     decoder_var: ReverseVariance | None = None,
     before: Times | None = None,
 ) -> Float[Tensor, " b"]:
-    """The term of equation (1) of a step, from what is believed at t."""
+    """The term of equation (1) of a step, in bits per dimension, from what is believed at t. See `vlb_term`."""
     wrong = ~((cs.t < ct.t) & (ct.new_noise(cs).reshape(-1) > 0))
     if wrong.any():
         t, s = (float(c.t[wrong][0]) for c in (ct, cs))
@@ -125,10 +125,6 @@ def _term(
         return kl
     var_0 = var_p if decoder_var is None else decoder_var(p, ct, real)
     return torch.where(at_data, _bits(-decoder(x0, p.x0, var_0)), kl)
-
-
-def _noise(x0: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
 
 
 def vlb_term(
@@ -159,9 +155,9 @@ def vlb_term(
     Raises ValueError unless s < t.
     """
     ct, cs = d.schedule(t, like=x0), d.schedule(s, like=x0)
-    eps = _noise(x0, generator) if eps is None else eps
+    eps = noise_like(x0, generator) if eps is None else eps
     p = d(ct.alpha * x0 + ct.sigma * eps, t, **cond)
-    return _term(d.schedule, p, x0, ct, cs, var, decoder, decoder_var, before)
+    return step_term(d.schedule, p, x0, ct, cs, var, decoder, decoder_var, before)
 
 
 class Bound(NamedTuple):
@@ -216,130 +212,3 @@ def bound(
     earlier = [None, *(t for t, _ in steps)]
     terms = [vlb_term(d, x0, t, s, before=b, **options, **cond) for (t, s), b in zip(steps, earlier, strict=False)]
     return Bound(prior, torch.stack(terms), torch.as_tensor(ts))
-
-
-# ---- training on it ------------------------------------------------------------------------------
-
-
-def _chain_step(d: NetDenoiser, x0: Tensor, t: Times, steps: int | None) -> tuple[int, Tensor, Tensor]:
-    """T, and (k / T, (k - 1) / T) for each t, rounded up to a step k of the chain."""
-    steps = getattr(d.schedule, "steps", None) if steps is None else steps
-    if steps is None or steps < 1:
-        raise ValueError(f"steps must say how many steps the chain has, since {d.schedule} does not; got {steps}")
-    k = (batch_times(t, x0).double() * steps - 1e-4).ceil().clamp(min=1)
-    return steps, k / steps, (k - 1) / steps
-
-
-def vlb_loss(
-    d: NetDenoiser,
-    x0: Float[Tensor, "b *d"],
-    t: Times,
-    *,
-    steps: int | None = None,
-    var: ReverseVariance = learned,
-    decoder: Decoder = gaussian_log_likelihood,
-    generator: torch.Generator | None = None,
-    **cond: Any,
-) -> Float[Tensor, " b"]:
-    """L_vlb (Nichol & Dhariwal 2021, eq. 4): T times the term of t's step, so that the mean over t is the bound
-    without its prior term. A loss for `fit`; see `hybrid_loss`."""
-    steps, t, s = _chain_step(d, x0, t, steps)
-    return steps * vlb_term(d, x0, t, s, var=var, decoder=decoder, generator=generator, **cond)
-
-
-def hybrid_loss(
-    d: NetDenoiser,
-    x0: Float[Tensor, "b *d"],
-    t: Times,
-    *,
-    steps: int | None = None,
-    weight: float = 0.001,
-    var: ReverseVariance = learned,
-    decoder: Decoder = gaussian_log_likelihood,
-    generator: torch.Generator | None = None,
-    **cond: Any,
-) -> Float[Tensor, " b"]:
-    """L_simple + weight L_vlb (Nichol & Dhariwal 2021, eq. 16) at one draw of x_t: a loss for `fit`.
-
-    L_vlb (`vlb_loss`, bits per dimension) teaches the variance alone: the mean in it has no gradient.
-
-    Args:
-        d: with a variance: NetDenoiser(..., var=interpolated_variance) round a network of twice the channels.
-        t: rounded up to the next step of the chain.
-        steps: T; by default the schedule's, if it is a chain.
-        weight: the paper's lambda.
-
-    Raises ValueError if there is no T, or the denoiser has no variance.
-    """
-    steps, t, s = _chain_step(d, x0, t, steps)
-    ct, cs = d.schedule(t, like=x0), d.schedule(s, like=x0)
-    eps = _noise(x0, generator)
-    x = ct.alpha * x0 + ct.sigma * eps
-    out, variance = d.output(x, ct, **cond)
-    simple = ((out - encode(d.target, ct, x0, eps)) ** 2).flatten(1).mean(1)
-    p = decode(d.target, ct, x, out.detach(), variance)
-    return simple + weight * steps * _term(d.schedule, p, x0, ct, cs, var, decoder)
-
-
-class LossSecondMoment:
-    """Steps of a chain drawn by the size of their losses (Nichol & Dhariwal 2021, eq. 18), p_k ~ sqrt(E L_k^2).
-
-    Each step remembers its last `history` losses; until all have so many, p is uniform. Weights 1 / (T p) keep means.
-    (A history is not kept in the checkpoints of `fit`: a resumed run collects it anew.)
-
-        by_size = LossSecondMoment(1000)
-        fit(d, data, times=by_size, loss=by_size.weighted(vlb_loss), ...)
-
-    Args:
-        steps: T.
-        uniform: the share of p that is uniform all the same (official code), so that no step is forgotten.
-    """
-
-    def __init__(self, steps: int, history: int = 10, uniform: float = 0.001) -> None:
-        if steps < 1 or history < 1 or not 0 <= uniform <= 1:
-            raise ValueError(
-                f"steps and history must be at least 1, uniform in [0, 1]; got {steps}, {history}, {uniform}"
-            )
-        self.steps, self.uniform = steps, uniform
-        self.losses = torch.zeros(steps, history, dtype=torch.float64)
-        self.count = torch.zeros(steps, dtype=torch.long)
-
-    @property
-    def p(self) -> Float[Tensor, " T"]:
-        """The probability of each step 1 ... T. float64, on the CPU."""
-        flat = torch.full((self.steps,), 1 / self.steps, dtype=torch.float64)
-        size = self.losses.square().mean(1).sqrt()
-        if (self.count < self.losses.shape[1]).any() or size.sum() == 0:
-            return flat
-        return (1 - self.uniform) * size / size.sum() + self.uniform * flat
-
-    def __call__(
-        self, n: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
-    ) -> Float[Tensor, " n"]:
-        """n times k / T, k drawn from p."""
-        k = torch.multinomial(self.p.to(device), n, replacement=True, generator=generator) + 1
-        return k.double() / self.steps
-
-    def _index(self, t: Tensor) -> Tensor:
-        return (t.detach().cpu().double() * self.steps - 1e-4).ceil().long().clamp(min=1) - 1
-
-    def weight(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """1 / (T p) of each time: with it, the mean over times drawn from p is the mean over all steps."""
-        return (1 / (self.steps * self.p[self._index(t)])).to(t)
-
-    def update(self, t: Float[Tensor, " b"], losses: Float[Tensor, " b"]) -> None:
-        """Remembers losses, without their weights."""
-        kept, count = self.losses.numpy(), self.count.numpy()  # the same memory, quicker to write to one by one
-        for k, value in zip(self._index(t).tolist(), losses.tolist(), strict=True):
-            kept[k, count[k] % kept.shape[1]] = value
-            count[k] += 1
-
-    def weighted(self, loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """The loss times `weight`, for `fit`; what it was without goes into the history."""
-
-        def run(d: Denoiser, x0: Tensor, t: Tensor, **cond: Any) -> Tensor:
-            value, weight = loss(d, x0, t, **cond), self.weight(t)
-            self.update(t, value.detach())
-            return weight * value
-
-        return run

@@ -88,16 +88,34 @@ def annealed_langevin(
     eps: float = 2e-5,
     generator: torch.Generator | None = None,
     denoise: bool = True,
+    known: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Iterator[State]:
     """NCSN's sampler (Song & Ermon 2019, Algorithm 1), and NCSNv2's (Song & Ermon 2020, Algorithm 1) with `denoise`.
+
+    With `known` and `mask` it fills in the rest (Song & Ermon 2019, Algorithm 2): at each level the known part is
+    noised to that level, once, and put in its place after every step. (NCSNv2's code noises it afresh at every step.)
 
     Args:
         ts: the noise levels, as decreasing times of a schedule with alpha = 1 (VE, EDM). A 0 at the end is no level.
         eps: step size at the last level; level i has eps sigma_i^2 / sigma_L^2. NCSNv2's epsilon is half of it.
-        denoise: end with x + sigma_L^2 score(x), which is the x0 that is believed in, in a State at t = 0.
+        denoise: end with x + sigma_L^2 score(x), which is the x0 that is believed in, in a State at t = 0; what is
+            known is there exactly, without noise.
+        known: data of the shape of x. mask: true where they are known; broadcasts to x.
 
-    Raises ValueError for other schedules, times that do not fall, or a step size that is not positive.
+    Raises ValueError for other schedules, times that do not fall, a step size that is not positive, only one of `known`
+    and `mask`, or shapes that do not fit.
     """
+    if (known is None) != (mask is None):
+        raise ValueError("known and mask go together: give both or neither")
+    if known is None:
+        known, mask = x, torch.zeros(1, dtype=torch.bool, device=x.device)
+    elif known.shape != x.shape or not _fits(mask.shape, x.shape):
+        raise ValueError(
+            f"known must have shape {tuple(x.shape)}, like x, and mask must broadcast to it; got {tuple(known.shape)} "
+            f"and {tuple(mask.shape)}"
+        )
+    mask = mask.bool()
     levels = [t for t, _ in pairs(ts if len(ts) and ts[-1] == 0 else F.pad(ts, (0, 1)))]
     last = d.schedule(levels[-1], like=x)
     for t in levels:
@@ -108,12 +126,15 @@ def annealed_langevin(
                 f"{c.alpha.flatten()[0]:g} at t = {t:g}"
             )
         size = _size(eps) * (c.sigma / last.sigma) ** 2
+        noised = known + c.sigma * noise_like(x, generator) if mask.any() else known
         for _ in range(steps_per_level):
             p = d(x, t)
             x = x + size / 2 * p.score(c) + size.sqrt() * noise_like(x, generator)
+            x = torch.where(mask, noised, x)
             yield State(t, x, p.x0)
     if denoise:
         x = d(x, levels[-1]).x0
+        x = torch.where(mask, known, x)
         yield State(0.0, x, x)
 
 
@@ -183,6 +204,11 @@ def _with_score(log_prob: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor
         if value.shape != x.shape[:1]:
             raise ValueError(f"a log-density must have shape ({len(x)},), a number for each x; got {(*value.shape,)}")
         return value.detach(), torch.autograd.grad(value.sum(), x)[0]
+
+
+def _fits(shape: torch.Size, into: torch.Size) -> bool:
+    """Whether a tensor of this shape broadcasts to the other one."""
+    return len(shape) <= len(into) and all(a in (1, b) for a, b in zip(shape[::-1], into[::-1], strict=False))
 
 
 def _size(eps: float | Tensor) -> float:

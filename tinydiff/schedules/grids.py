@@ -19,7 +19,7 @@ def grid(schedule: Schedule, n: int, spacing: Spacing | None = None) -> Float[Te
 
     Args:
         spacing: any function (schedule, n) -> n decreasing positive times; by default `uniform`. Also `logsnr_uniform`,
-            `karras(rho)`, `leading`, `trailing`.
+            `karras(rho)`, `leading`, `trailing`, `strided`.
     """
     if n < 1:
         raise ValueError(f"n must be at least 1 step; got {n}")
@@ -73,8 +73,18 @@ def trailing(schedule: DiscreteVP, n: int) -> Tensor:
     return (schedule.steps - torch.arange(n, dtype=torch.float64) * stride) / schedule.steps
 
 
+def strided(schedule: DiscreteVP, n: int) -> Tensor:
+    """n steps of the chain, evenly spaced from T to 1 and rounded (Nichol & Dhariwal 2021, section 4).
+
+    The official code counts from 0 and rounds that: 50 of 1,000 steps have its indices 0, 20, 41, 61, ... 979, 999.
+    """
+    _stride(schedule, n)
+    index = torch.linspace(schedule.steps - 1, 0, n, dtype=torch.float64).round()
+    return (index + 1) / schedule.steps
+
+
 def _stride(schedule: Schedule, n: int) -> int:
     steps = getattr(schedule, "steps", 0)
     if n > steps:
-        raise ValueError(f"leading and trailing spacings need a DiscreteVP of at least n = {n} steps; got {schedule}")
+        raise ValueError(f"spacings in steps of a chain need a DiscreteVP of at least n = {n} steps; got {schedule}")
     return steps // n
