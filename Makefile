@@ -13,7 +13,7 @@ BIN := .venv/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test lint units nbtest refresh exercises bench mutants clean
+.PHONY: help setup lab test lint units nbtest refresh exercises bench ledger mutants clean
 
 help:
 	@echo "make lab        set up .venv and open the notebooks in JupyterLab"
@@ -24,6 +24,7 @@ help:
 	@echo "make nbtest     run every notebook and compare it with its stored outputs"
 	@echo "make refresh    run the notebooks and store their outputs (NB=path for some of them)"
 	@echo "make exercises  generate exercises and solutions from the masters"
+	@echo "make ledger     measure every system of the course (writes data/results/ledger.json)"
 	@echo "make mutants    break the library in many ways: a test must catch each"
 	@echo "make bench      measure quality against seconds (writes data/results/benchmark.json)"
 	@echo "make clean      remove caches and build files (.venv stays; remove it with: rm -r .venv)"
@@ -86,6 +87,9 @@ exercises: .venv/.stamp-test
 
 bench: .venv/.stamp-test
 	$(BIN)/python tools/bench.py
+
+ledger: .venv/.stamp-test
+	$(BIN)/python -m tinydiff.recipes.ledger
 
 mutants: .venv/.stamp-test
 	$(BIN)/python tools/mutants.py
