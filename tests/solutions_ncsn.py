@@ -1,4 +1,4 @@
-"""Solutions of exercises 05, right and wrong, and what a wrong one must be told: tried by test_checks."""
+"""Solutions of exercises 05, right and wrong, and what a wrong one is told: see test_checks."""
 
 import math
 
