@@ -16,6 +16,7 @@ from tinydiff import (
     dpm,
     entropy,
     exact,
+    flow,
     guidance,
     hybrid,
     likelihood,
@@ -23,6 +24,7 @@ from tinydiff import (
     metrics,
     models,
     ncsn,
+    ode,
     plotting,
     samplers,
     schedules,
@@ -33,26 +35,39 @@ from tinydiff import (
 from tinydiff.checkpoints import load_checkpoint, load_pretrained, save_checkpoint
 from tinydiff.denoisers import Denoiser, NetDenoiser, denoiser
 from tinydiff.exact import GaussianMixture, IdealDenoiser
-from tinydiff.guidance import bind, static, thresholded
+from tinydiff.guidance import bind, classifier, static, thresholded
 from tinydiff.hybrid import hybrid_loss
 from tinydiff.likelihood import vlb_term
 from tinydiff.losses import denoising_loss
 from tinydiff.notebook import scale, setup, show_source
+from tinydiff.ode import ode_log_likelihood
 from tinydiff.progress import progress
 from tinydiff.results import load_results, save_results
 from tinydiff.samplers import (
     State,
     ancestral,
     annealed_langevin,
+    consistency_multistep,
     ddim,
+    ddim_inverse,
     ddim_step,
+    dpm_solver_1,
+    dpm_solver_2,
+    dpmpp_2m,
+    edm_stochastic,
+    euler,
     final,
+    heun,
     langevin,
     mala,
     pairs,
     posterior,
+    predictor_corrector,
+    probability_flow,
+    reverse_sde,
     sample,
     sampler,
+    slerp,
 )
 from tinydiff.schedules import (
     EDM,
@@ -71,6 +86,7 @@ from tinydiff.schedules import (
     leading,
     linear_betas,
     logsnr_uniform,
+    quadratic,
     scaled_linear_betas,
     strided,
     trailing,

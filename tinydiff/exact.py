@@ -15,7 +15,7 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tinydiff.schedules import Coefs, Schedule, Times, widest
@@ -108,6 +108,11 @@ class GaussianMixture:
         """r_k(x) = p_t(k | x), the probability that x came from each component."""
         return self._joint(x, t, None)[0].softmax(1)
 
+    def log_class(self, x: Float[Tensor, "b d"], t: Times, y: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """log p_t(y | x), what the perfect classifier of noisy x says of class y."""
+        log_r = self._joint(x, t, None)[0].log_softmax(1)
+        return torch.where(self.labels.to(x.device) == y[:, None], log_r, -math.inf).logsumexp(1)
+
     def score(self, x: Float[Tensor, "b d"], t: Times, y: Tensor | None = None) -> Float[Tensor, "b d"]:
         """The gradient in x of log p_t(x), or of log p_t(x | y); finite at t = 0 as well if std > 0."""
         joint, _, var, away, _ = self._joint(x, t, y)
@@ -137,6 +142,26 @@ def times_gaussian(mixture: GaussianMixture, y: Float[Tensor, " d"], std: float)
     weights = (mixture.weights.log() + log_fit).softmax(0)
     kept = weights > 0  # far away, where a weight is below the smallest number, nothing is lost
     new = (mixture.means + share * (y - mixture.means), (share[:, 0] * std**2).sqrt(), weights)
+    return GaussianMixture(*(v[kept] for v in new), mixture.schedule, mixture.labels[kept])
+
+
+def conditional(mixture: GaussianMixture, known: Float[Tensor, " d"], mask: Bool[Tensor, " d"]) -> GaussianMixture:
+    """The mixture of the unknown coordinates, given the known ones: p(x0[~mask] | x0[mask] = known[mask]).
+
+    A component keeps its mean and std there, and its weight is multiplied by N(known; m_k, s_k^2 I).
+    Raises ValueError unless known and mask are (d,) and mask is true for some coordinates and not for all, and for
+    std = 0, where a known value has no density.
+    """
+    dim = mixture.means.shape[1]
+    if known.shape != (dim,) or mask.shape != (dim,) or not 0 < int(mask.sum()) < dim:
+        raise ValueError(f"known and mask must be ({dim},), mask true for some of them; got {known}, {mask}")
+    if not (mixture.std > 0).all():
+        raise ValueError(f"std must be positive; got {mixture.std.tolist()}")
+    away = mixture.means[:, mask] - known.to(mixture.means)[mask]
+    log_fit = -(away**2).sum(1) / mixture.std**2 / 2 - mask.sum() * mixture.std.log()
+    weights = (mixture.weights.log() + log_fit).softmax(0)
+    kept = weights > 0  # as in `times_gaussian`
+    new = (mixture.means[:, ~mask], mixture.std, weights)
     return GaussianMixture(*(v[kept] for v in new), mixture.schedule, mixture.labels[kept])
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tinydiff.denoisers import Denoiser
-from tinydiff.schedules import Coefs, Times
+from tinydiff.schedules import Coefs, Schedule, Times
 from tinydiff.targets import Target, encode, x0_weight
 
 
@@ -24,6 +24,7 @@ def denoising_loss(
     *,
     weight: Callable[[Coefs], Tensor] | None = None,
     target: Target | None = None,
+    eps: Float[Tensor, "b *d"] | None = None,
     generator: torch.Generator | None = None,
     **cond: Tensor,
 ) -> Float[Tensor, " b"]:
@@ -33,10 +34,12 @@ def denoising_loss(
         weight: a function of the coefficients; None is 1.
         target: given, the error is measured in this target's space instead, through the Prediction: so the exact
             denoisers have a loss as well, and it is the floor that no network can go below.
+        eps: the noise of each x0; by default drawn. Given where noise and data are paired (rectified flow).
         cond: conditions, batch first, passed to the denoiser.
     """
     c = d.schedule(t, like=x0)
-    eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+    if eps is None:
+        eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
     x = c.alpha * x0 + c.sigma * eps
     if target is None:
         target, (out, _) = d.target, d.output(x, c, **cond)
@@ -84,5 +87,24 @@ def step_times(steps: int) -> Callable[..., Tensor]:
 
     def times(n: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu") -> Tensor:
         return torch.randint(1, steps + 1, (n,), generator=generator, device=device).double() / steps
+
+    return times
+
+
+def logit_normal_times(mean: float = 0.0, std: float = 1.0) -> Callable[..., Tensor]:
+    """t = 1 / (1 + e^-u) with u ~ N(mean, std^2): the middle more often than the ends (Esser et al. 2024, eq. 19)."""
+
+    def times(n: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu") -> Tensor:
+        return torch.sigmoid(mean + std * torch.randn(n, generator=generator, device=device, dtype=torch.float64))
+
+    return times
+
+
+def lognormal_times(schedule: Schedule, mean: float = -1.2, std: float = 1.2) -> Callable[..., Tensor]:
+    """Times at which log(sigma / alpha) ~ N(mean, std^2), cut to the schedule's range (Karras et al. 2022, table 1)."""
+
+    def times(n: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu") -> Tensor:
+        log_level = mean + std * torch.randn(n, generator=generator, device=device, dtype=torch.float64)
+        return schedule.time(-2 * log_level)
 
     return times

@@ -67,3 +67,25 @@ def final(states: Iterable) -> Tensor:  # of State, but checking that would use 
 def noise_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
     """N(0, I) of the shape, dtype and device of x."""
     return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+
+
+def known_part(x: Tensor, known: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(known, mask) ready for torch.where(mask, known, x); a mask of nothing where none are given.
+
+    Raises ValueError if only one of them is given, or for shapes that do not fit x.
+    """
+    if (known is None) != (mask is None):
+        raise ValueError("known and mask go together: give both or neither")
+    if known is None:
+        return x, torch.zeros(1, dtype=torch.bool, device=x.device)
+    if known.shape != x.shape or not _fits(mask.shape, x.shape):
+        raise ValueError(
+            f"known must have shape {tuple(x.shape)}, like x, and mask must broadcast to it; got {tuple(known.shape)} "
+            f"and {tuple(mask.shape)}"
+        )
+    return known, mask.bool()
+
+
+def _fits(shape: torch.Size, into: torch.Size) -> bool:
+    """Whether a tensor of this shape broadcasts to the other one."""
+    return len(shape) <= len(into) and all(a in (1, b) for a, b in zip(shape[::-1], into[::-1], strict=False))

@@ -1,4 +1,7 @@
-"""DDIM: the same marginals as the chain of `ancestral`, with as much fresh noise as wanted (Song et al. 2020)."""
+"""DDIM: the same marginals as the chain of `ancestral`, with as much fresh noise as wanted (Song et al. 2020).
+
+Without noise it is a map from noise to data, so it can be run backwards (`ddim_inverse`) and its noise mixed (`slerp`).
+"""
 
 from collections.abc import Iterator
 
@@ -38,3 +41,44 @@ def ddim(
         ct, cs = d.schedule(t, like=x), d.schedule(s, like=x)
         x = ddim_step(p, ct, cs, eta, noise_like(x, generator) if eta > 0 and s > 0 else 0.0)
         yield State(s, x, p.x0)
+
+
+@sampler
+def ddim_inverse(
+    d: Denoiser, x: Float[Tensor, "b *d"], ts: Float[Tensor, " n"], ahead: bool = False
+) -> Iterator[State]:
+    """From data to noise: the steps of `ddim` the other way round, along the same grid from its end to its start.
+
+    The exact inverse would need the noise believed at the end t of a step, where x is not known yet; so that at its
+    start s < t is taken, and the round trip has an error that falls as 1 / n (Song et al. 2020, section 4.3).
+
+    Args:
+        ts: the decreasing grid of the way back; usually ends in 0, where x is data.
+        ahead: ask the denoiser for the noise at time t in place of s, still at the x of s (what diffusers does).
+    """
+    for s, t in [(s, t) for t, s in pairs(ts)][::-1]:
+        cs, ct = d.schedule(s, like=x), d.schedule(t, like=x)
+        eps = d(x, t if ahead else max(s, d.schedule.t_min)).eps  # no network was trained at t = 0
+        x0 = (x - cs.sigma * eps) / cs.alpha
+        x = ct.alpha * x0 + ct.sigma * eps
+        yield State(t, x, x0)
+
+
+def slerp(a: Tensor, b: Tensor, weight: Tensor | float) -> Tensor:
+    """The point a part `weight` of the way from a to b on the arc between them (Shoemake 1985; Song et al. 2020, D.5).
+
+    a and b are (b, ...), one arc for each; weight is one number or (b,). Between two draws of N(0, I) every point of
+    the arc has the length that draws have; on the straight line the middle is shorter by sqrt(2).
+    Raises ValueError if a and b differ in shape.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"a and b must have one shape; got {tuple(a.shape)} and {tuple(b.shape)}")
+    dims, rows = tuple(range(1, a.ndim)), (-1, *[1] * (a.ndim - 1))
+    weight = torch.as_tensor(weight, dtype=a.dtype, device=a.device).reshape(rows)
+    cosine = (a * b).sum(dims) / (a.square().sum(dims) * b.square().sum(dims)).sqrt()
+    angle = cosine.clamp(-1, 1).acos().reshape(rows)
+    near = angle.sin() < 1e-6  # the arc is a point or a half turn: take the straight line
+    sine = torch.where(near, 1.0, angle.sin())
+    of_a = torch.where(near, 1 - weight, ((1 - weight) * angle).sin() / sine)
+    of_b = torch.where(near, weight, (weight * angle).sin() / sine)
+    return of_a * a + of_b * b

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tinydiff.denoisers import Denoiser
-from tinydiff.samplers.base import State, noise_like, pairs, sampler
+from tinydiff.samplers.base import State, known_part, noise_like, pairs, sampler
 
 Score = Callable[[Tensor], Tensor]
 
@@ -106,16 +106,7 @@ def annealed_langevin(
     Raises ValueError for other schedules, times that do not fall, a step size that is not positive, only one of `known`
     and `mask`, or shapes that do not fit.
     """
-    if (known is None) != (mask is None):
-        raise ValueError("known and mask go together: give both or neither")
-    if known is None:
-        known, mask = x, torch.zeros(1, dtype=torch.bool, device=x.device)
-    elif known.shape != x.shape or not _fits(mask.shape, x.shape):
-        raise ValueError(
-            f"known must have shape {tuple(x.shape)}, like x, and mask must broadcast to it; got {tuple(known.shape)} "
-            f"and {tuple(mask.shape)}"
-        )
-    mask = mask.bool()
+    known, mask = known_part(x, known, mask)
     levels = [t for t, _ in pairs(ts if len(ts) and ts[-1] == 0 else F.pad(ts, (0, 1)))]
     last = d.schedule(levels[-1], like=x)
     for t in levels:
@@ -204,11 +195,6 @@ def _with_score(log_prob: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor
         if value.shape != x.shape[:1]:
             raise ValueError(f"a log-density must have shape ({len(x)},), a number for each x; got {(*value.shape,)}")
         return value.detach(), torch.autograd.grad(value.sum(), x)[0]
-
-
-def _fits(shape: torch.Size, into: torch.Size) -> bool:
-    """Whether a tensor of this shape broadcasts to the other one."""
-    return len(shape) <= len(into) and all(a in (1, b) for a, b in zip(shape[::-1], into[::-1], strict=False))
 
 
 def _size(eps: float | Tensor) -> float:

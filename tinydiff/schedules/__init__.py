@@ -3,5 +3,15 @@ themselves, `betas` the tables of discrete chains, `grids` the times at which sa
 
 from tinydiff.schedules.base import Coefs, Schedule, Times, batch_times, widest
 from tinydiff.schedules.betas import cosine_betas, linear_betas, scaled_linear_betas
-from tinydiff.schedules.grids import Spacing, grid, karras, leading, logsnr_uniform, strided, trailing, uniform
+from tinydiff.schedules.grids import (
+    Spacing,
+    grid,
+    karras,
+    leading,
+    logsnr_uniform,
+    quadratic,
+    strided,
+    trailing,
+    uniform,
+)
 from tinydiff.schedules.library import EDM, VE, VP, Cosine, DiscreteVP, Flow, Shifted, SubVP

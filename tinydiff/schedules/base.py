@@ -144,6 +144,10 @@ class Coefs:
     def logsnr(self) -> Tensor:
         return self._shape(self._logsnr)
 
+    def rise(self, cs: "Coefs") -> Tensor:
+        """logsnr_s - logsnr_t, by how much the log-SNR rises from t to s < t. A difference of float64 numbers."""
+        return self._shape(cs._logsnr - self._logsnr)
+
     def new_noise(self, cs: "Coefs") -> Tensor:
         """1 - e^{logsnr_t - logsnr_s}: the share of the noise at t that came in since s < t. From float64 log-SNRs."""
         return self._shape(-torch.expm1(self._logsnr - cs._logsnr))
