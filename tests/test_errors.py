@@ -88,7 +88,7 @@ def test_spacing_by_logsnr_where_there_is_no_signal():
 
 def test_spacings_in_steps_need_a_chain_that_is_long_enough():
     S = td.DiscreteVP(td.linear_betas(10))
-    for spacing in (td.leading, td.trailing, td.strided):
+    for spacing in (td.leading, td.trailing, td.strided, td.quadratic):
         with refused(r"need a DiscreteVP of at least n = 11 steps; got DiscreteVP\(10 betas"):
             td.grid(S, 11, spacing)
         for other in (td.VP(), td.EDM()):
@@ -232,3 +232,22 @@ def test_a_class_that_nothing_has():
         mixture(labels=labels)(X, 0.5, y=torch.tensor([0, 1, 2]))
     with refused(r"y names a label that no data point has; labels are \[0, 2\]"):
         td.IdealDenoiser(MEANS, td.VP(), y=labels)(X, 0.5, y=torch.tensor([0, 1, 2]))
+
+
+# ---- solvers, flows, conditions ------------------------------------------------------------------
+
+
+def test_pairs_that_do_not_fit():
+    with refused(r"eps must have the shape of x0, \(3, 2\); got \(2, 2\)"):
+        td.flow.paired_by_transport(X, X[:2])
+    with refused(r"a and b must have one shape; got \(3, 2\) and \(2, 2\)"):
+        td.slerp(X, X[:2], 0.5)
+
+
+def test_a_condition_that_does_not_fit():
+    for known, mask in ((X[0], torch.tensor([True])), (X[0][:1], torch.tensor([True, False]))):
+        with refused(r"known and mask must be \(2,\), mask true for some of them"):
+            td.exact.conditional(mixture(), known, mask)
+    for mask in (torch.ones(4, 2, dtype=torch.bool), torch.ones(3, 2, 1, dtype=torch.bool)):
+        with refused(r"known must have shape \(3, 2\), like x, and mask must broadcast to it"):
+            next(td.predictor_corrector(mixture(), X, td.grid(td.VP(), 2), known=X, mask=mask))

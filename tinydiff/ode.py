@@ -28,8 +28,11 @@ def flow_map(
     """x at time s of the path of (1) that goes through x at time t; either may be the larger.
 
     From t_min to t_max it encodes data into noise, and back it samples. Times below t_min mean t_min.
-    Args: tol: relative and absolute error of a step.
-    Raises ValueError if a time leaves [0, 1] or tol is not positive.
+
+    Args:
+        tol: relative and absolute error of a step.
+
+    Raises ValueError if a time leaves [0, 1] or tol is not positive, FloatingPointError if the velocity is not finite.
     """
 
     def rates(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
@@ -56,7 +59,7 @@ def ode_log_likelihood(
         tol: relative and absolute error of a step; 1e-5 in the paper.
         prior: x -> (b,), log-density at t_max; by default N(0, prior_std^2), which is what samplers start from.
 
-    Raises ValueError if tol is not positive.
+    Raises ValueError if tol is not positive, FloatingPointError where the velocity is not finite.
     """
     divergence = divergence or exact
 
@@ -136,6 +139,8 @@ def _solve(
     def both(t: float, state):
         there = torch.from_numpy(state[:size]).reshape(x.shape).to(x)
         velocity, second = rates(there, float(t))
+        if not velocity.isfinite().all() or not second.isfinite().all():
+            raise FloatingPointError(f"the velocity or its divergence is not finite at t = {t:g}")
         return torch.cat([velocity.flatten(), second.to(velocity)]).cpu().double().numpy()
 
     start = torch.cat([x.detach().flatten().cpu().double(), torch.zeros(len(x), dtype=torch.float64)])

@@ -63,10 +63,10 @@ def denoiser(s: Settings, schedule: Schedule = COSINE, target: Target = targets.
     return NetDenoiser(net, schedule, target)
 
 
-def train(s: Settings, d: NetDenoiser | None = None, **options: Any) -> Iterator[Step]:
+def train(s: Settings, d: NetDenoiser | None = None, data: Any = None, **options: Any) -> Iterator[Step]:
     return fit(
         d or denoiser(s),
-        datasets.swiss_roll(s.points, seed=s.seed),
+        datasets.swiss_roll(s.points, seed=s.seed) if data is None else data,
         steps=s.steps,
         lr=s.lr,
         batch_size=s.batch_size,

@@ -119,7 +119,7 @@ class System:
     draw: Callable[[Callable, int, int], Tensor]
 
 
-def _last(steps: Iterator) -> Any:
+def last(steps: Iterator) -> Any:
     for step in steps:
         last = step
     return last.denoiser
@@ -131,7 +131,7 @@ def _last(steps: Iterator) -> Any:
 def _swiss_roll(**options: Any) -> Callable[[int], Callable]:
     def train(seed: int) -> Callable:
         s = swiss_roll.Settings(seed=seed)
-        return _last(swiss_roll.train(s, swiss_roll.denoiser(s, **options)))
+        return last(swiss_roll.train(s, swiss_roll.denoiser(s, **options)))
 
     return train
 
@@ -141,7 +141,7 @@ def _steps(n: int, **options: Any) -> Callable[[Callable, int, int], Tensor]:
 
 
 def _digits(seed: int) -> Callable:
-    return _last(digits.train(digits.Settings(seed=seed)))
+    return last(digits.train(digits.Settings(seed=seed)))
 
 
 def _draw_labelled(d: Callable, n: int, seed: int) -> Tensor:
@@ -153,12 +153,12 @@ def _draw_labelled(d: Callable, n: int, seed: int) -> Tensor:
 
 
 def _dpm(seed: int) -> Callable:
-    return dpm.fixed_first_step(dpm.up_to_date(_last(dpm_recipe.train(dpm_recipe.Settings(seed=seed)))))
+    return dpm.fixed_first_step(dpm.up_to_date(last(dpm_recipe.train(dpm_recipe.Settings(seed=seed)))))
 
 
 def _hybrid(seed: int) -> Callable:
     s = study_improved.Settings(seed=seed)
-    return _last(study_improved.train(s, study_improved.denoiser(s, study_improved.BETAS["cosine"]), "L_hybrid"))
+    return last(study_improved.train(s, study_improved.denoiser(s, study_improved.BETAS["cosine"]), "L_hybrid"))
 
 
 def _draw_strided(steps: int) -> Callable[[Callable, int, int], Tensor]:
@@ -230,7 +230,7 @@ def _draw_near_walk(score: Callable, n: int, seed: int) -> Tensor:
 
 
 def _toy(seed: int) -> Callable:
-    return _last(study_ncsn_toy.train(study_ncsn_toy.Settings(seed=seed)))
+    return last(study_ncsn_toy.train(study_ncsn_toy.Settings(seed=seed)))
 
 
 def _draw_toy(d: Callable, n: int, seed: int) -> Tensor:
@@ -243,7 +243,7 @@ def _ncsn(name: str) -> tuple[Callable, Callable]:
     def train(seed: int) -> Callable:
         s = replace(study_ncsn.SETS[name], seed=seed)
         d = study_ncsn.denoiser(s)
-        averaged = _last(study_ncsn.train(s, d))
+        averaged = last(study_ncsn.train(s, d))
         return averaged if s.averaged else replace(d, net=d.net.eval())
 
     def draw(d: Callable, n: int, seed: int) -> Tensor:
