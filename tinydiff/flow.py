@@ -57,7 +57,7 @@ def reflow_pairs(
 def straightness(d: Denoiser, eps: Float[Tensor, "b *d"], ts: Float[Tensor, " n"]) -> float:
     """S = int E |(x_1 - x_0) - v(x_t, t)|^2 dt along the flow's own paths; 0 if all are straight lines at even speed.
 
-    By Euler's rule on the grid (Liu et al. 2022, section 2.2). x_1 is the noise and v points towards it, as in (1).
+    By Euler's rule on the grid (Liu et al. 2022). x_1 is the noise and v points towards it, as in (1).
     Raises ValueError if ts does not end in 0.
     """
     if ts[-1] != 0:

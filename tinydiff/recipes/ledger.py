@@ -12,6 +12,7 @@ Results with provenance go to data/results/ledger.json, and the table in the REA
 row, add a System to `systems` or `systems_ode`, measure it, and show the rows of a notebook there by `show("05")`.
 """
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -52,11 +53,10 @@ def measure(system: System, seeds: tuple[int, ...] = SEEDS) -> dict[str, Any]:
     """The row of a system: a run of each seed, from nothing to samples."""
     runs = []
     for seed in seeds:
-        start = time.process_time()
-        fn = Counted(system.train(seed))
-        trained = time.process_time()
+        fn, training_seconds = _trained(system.train, seed)
+        fn, start = Counted(fn), time.process_time()
         x = system.draw(fn, system.data.n, 40_000 + seed)
-        end = time.process_time()
+        sampling_seconds = time.process_time() - start
         if not x.isfinite().all():
             raise FloatingPointError(f"{system.name}: samples of seed {seed} are not finite")
         runs.append(
@@ -64,11 +64,18 @@ def measure(system: System, seeds: tuple[int, ...] = SEEDS) -> dict[str, Any]:
                 seed=seed,
                 calls=fn.calls,
                 distance=distance(x, system.data.reference(seed)),
-                training_seconds=round(trained - start, 2),
-                sampling_seconds=round(end - trained, 2),
+                training_seconds=round(training_seconds, 2),
+                sampling_seconds=round(sampling_seconds, 2),
             )
         )
     return dict(notebook=system.notebook, system=system.name, data=system.data.name, n=system.data.n, runs=runs)
+
+
+@functools.cache
+def _trained(train: Callable[[int], Callable], seed: int) -> tuple[Callable, float]:
+    """What the seed gives, and the seconds it took; rows that share a network train it once."""
+    start = time.process_time()
+    return train(seed), time.process_time() - start
 
 
 def table(results: dict[str, Any], notebook: str | None = None) -> str:

@@ -5,6 +5,7 @@ As in `systems`, which has the data and notebooks 01 to 05. All networks are tho
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,9 @@ from tinydiff.samplers import (
     heun,
     large,
     predictor_corrector,
+    probability_flow,
     reverse_sde,
+    rk2,
     sample,
 )
 from tinydiff.schedules import EDM, VE, VP, Flow, Schedule, grid, logsnr_uniform
@@ -88,7 +91,7 @@ def reflowed(seed: int) -> Denoiser:
     s = swiss_roll.Settings(seed=seed)
     first = FLOW(seed)
     noise = torch.randn(s.points, 2, generator=torch.Generator().manual_seed(50_000 + seed))
-    pairs = flow.reflow_pairs(first, noise, grid(first.schedule, 50), sampler=heun)
+    pairs = flow.reflow_pairs(first, noise, grid(first.schedule, 50), partial(probability_flow, rule=rk2))
     return last(swiss_roll.train(s, swiss_roll.denoiser(s, first.schedule, targets.velocity), pairs))
 
 

@@ -113,7 +113,7 @@ def reverse_diffusion_step(p: Prediction, x: Tensor, ct: Coefs, cs: Coefs) -> tu
 
 
 def flow_step(p: Prediction, x: Tensor, ct: Coefs, cs: Coefs) -> tuple[Tensor, float]:
-    """The same without noise, at half the score (Song et al. 2021, eq. 47)."""
+    """The same without noise, at half the score (Song et al. 2021, appendix D.3)."""
     return (2 - ct.alpha / cs.alpha) * x + ct.new_noise(cs) * ct.sigma**2 / 2 * p.score(ct), 0.0
 
 

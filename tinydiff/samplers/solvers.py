@@ -1,11 +1,11 @@
 """Fast solvers of the probability-flow ODE, in the coordinates of their papers.
 
-In x / alpha and s = sigma / alpha every schedule's ODE is one and the same (Karras et al. 2022, eq. 4 and 81),
+In x / alpha and s = sigma / alpha every schedule's ODE is one and the same (Karras et al. 2022, eq. 4),
 
     (1)  d(x / alpha) = eps(x, t) ds,       s = sigma / alpha
 
-and in lambda = log(alpha / sigma), half the log-SNR, its linear part is solved exactly (Lu et al. 2022, eq. 3.4 and
-Lu et al. 2022b, eq. 9), so that a step approximates only the integral of the belief:
+and in lambda = log(alpha / sigma), half the log-SNR, its linear part is solved exactly (Lu et al. 2022, Prop. 3.1;
+Lu et al. 2022b, Prop. 4.1), so that a step approximates only the integral of the belief:
 
     (2)  x_s = (alpha_s / alpha_t) x_t - alpha_s int e^-lambda eps dlambda     from lambda_t to lambda_s
     (3)  x_s = (sigma_s / sigma_t) x_t + sigma_s int e^lambda  x0  dlambda
@@ -38,7 +38,11 @@ def euler(d: Denoiser, x: Float[Tensor, "b *d"], ts: Float[Tensor, " n"]) -> Ite
 
 @sampler
 def heun(d: Denoiser, x: Float[Tensor, "b *d"], ts: Float[Tensor, " n"]) -> Iterator[State]:
-    """Heun's rule on (1): second order, 2 n - 1 calls for n steps (Karras et al. 2022, Alg. 1). Needs alpha > 0."""
+    """Heun's rule on (1): second order, 2 n - 1 calls for n steps (Karras et al. 2022, Algorithm 1). Needs alpha > 0.
+
+    Where alpha nearly vanishes at the start (`Cosine`, `Flow`), s falls by thousands in the first step of an even grid,
+    and the mean of two slopes over it is far off: take a grid even in log-SNR, or `probability_flow` with rk2.
+    """
     for t, s in pairs(ts):
         p = d(x, t)
         x = _heun_step(d, x, p.eps, t, s)
