@@ -92,7 +92,7 @@ def step_times(steps: int) -> Callable[..., Tensor]:
 
 
 def logit_normal_times(mean: float = 0.0, std: float = 1.0) -> Callable[..., Tensor]:
-    """t = 1 / (1 + e^-u) with u ~ N(mean, std^2): the middle more often than the ends (Esser et al. 2024, section 3.1)."""
+    """t = 1 / (1 + e^-u) with u ~ N(mean, std^2): more often in the middle (Esser et al. 2024, section 3.1)."""
 
     def times(n: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu") -> Tensor:
         return torch.sigmoid(mean + std * torch.randn(n, generator=generator, device=device, dtype=torch.float64))
