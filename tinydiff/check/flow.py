@@ -188,6 +188,12 @@ def adopt_lipman(fn: Callable) -> None:
         if not asked:
             fail(name, "the network is asked", given, "no call of net", "net(y, tau) knows the data; you do not")
         y, tau = asked[-1]
+        if not (tau.isfinite().all() and y.isfinite().all()):
+            prop, hint = (
+                "tau and y are finite at every t, t = 1 among them",
+                "at t = 1 sigma / alpha is infinite: avoid it",
+            )
+            fail(name, prop, given, "nan or infinity", hint)
         ratio = tau * t - (1 - t) * (1 - (1 - sigma_min) * tau)
         is_close(name, "signal / noise at tau is what it is at t", given, ratio, torch.zeros(6, dtype=F64), TAU)
         scaled = y.flatten(1) * t[:, None] - x * (1 - (1 - sigma_min) * tau)[:, None]
