@@ -6,11 +6,16 @@ EXERCISES = {name: (check, [right ones, written differently], {what is wrong: (s
 
 import pytest
 import solutions_bound
+import solutions_ddim
 import solutions_ddpm
+import solutions_flow
 import solutions_improved
 import solutions_langevin
+import solutions_likelihood
 import solutions_ncsn
 import solutions_score_matching
+import solutions_sde
+import solutions_solvers
 import torch
 
 import tinydiff as td
@@ -23,6 +28,11 @@ FILES = (
     solutions_langevin,
     solutions_score_matching,
     solutions_ncsn,
+    solutions_sde,
+    solutions_likelihood,
+    solutions_flow,
+    solutions_ddim,
+    solutions_solvers,
 )
 EXERCISES = {name: entry for file in FILES for name, entry in file.EXERCISES.items()}
 RIGHT = [(name, f) for name, (_, solutions, _) in EXERCISES.items() for f in solutions]

@@ -5,8 +5,13 @@ A check ships with mutants, plausible wrong solutions that it must reject with t
 
 from tinydiff.check.bound import letters_back, tilted_step, true_step
 from tinydiff.check.core import CheckFailed
+from tinydiff.check.ddim import forward_given_data, invert_exactly, mix_latents, sampled_std
 from tinydiff.check.ddpm import best_eps, cosine_betas, jump, reverse_mean, skip_step
+from tinydiff.check.flow import adopt_lipman, points_velocity, sorted_pairs, velocity_from_score
 from tinydiff.check.improved import discretised_log_prob, importance
 from tinydiff.check.langevin import decaying_steps, escape_time, langevin_accept, minibatch_score, preconditioned_step
+from tinydiff.check.likelihood import euler_log_prob, linear_flow_log_prob, pixel_bits, trace_estimate
 from tinydiff.check.ncsn import fill_level, ladder, loss_floor, overlap_ratio
 from tinydiff.check.score_matching import energy_score, fit_gaussian, paired_loss, trace_std
+from tinydiff.check.sde import corrector_spread, noising_family, paste_along, path_to_sde
+from tinydiff.check.solvers import adams, levels_for_calls, order_without_truth, unit_variance
