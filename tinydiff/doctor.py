@@ -22,6 +22,7 @@ NEEDED = {
     "numpy": ("numpy", "arrays"),
     "matplotlib": ("matplotlib", "figures"),
     "sklearn": ("scikit-learn", "the digits, and classifiers that judge samples"),
+    "scipy": ("scipy", "ODEs of densities, and pairs by transport"),
     "tqdm": ("tqdm", "progress bars"),
     "safetensors": ("safetensors", "checkpoints"),
     "jaxtyping": ("jaxtyping", "shapes in annotations"),
