@@ -67,8 +67,9 @@ def ddim_inverse(
 def slerp(a: Tensor, b: Tensor, weight: Tensor | float) -> Tensor:
     """The point a part `weight` of the way from a to b on the arc between them (Shoemake 1985; Song et al. 2020, D.5).
 
-    a and b are (b, ...), one arc for each; weight is one number or (b,). Between two draws of N(0, I) every point of
-    the arc has the length that draws have; on the straight line the middle is shorter by sqrt(2).
+    a and b are (b, ...), one arc for each; weight is one number or (b,). In many
+    dimensions, where draws of N(0, I) have nearly one length and right angles, every point of the arc has that length,
+    and the middle of the line is shorter by sqrt(2). In a few, nearly opposite draws of unequal length send it far out.
     Raises ValueError if a and b differ in shape.
     """
     if a.shape != b.shape:
