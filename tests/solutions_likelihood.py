@@ -190,6 +190,15 @@ def without_abs(v, x, n):
     return normal(x) + total
 
 
+def log_of_the_determinant(v, x, n):
+    """Without its size: right where an even number of axes is turned round."""
+    total, eye = 0.0, torch.eye(x.shape[1], dtype=x.dtype)
+    for k in range(n):
+        total = total + torch.linalg.det(eye + jacobian(lambda x, k=k: v(x, k / n), x) / n).log()
+        x = (x + v(x, k / n) / n).detach()
+    return normal(x) + total
+
+
 def decoding(v, x, n):
     """The Euler steps of sampling, from 1 to 0, in place of those of encoding."""
     return euler_with(time=lambda k, n: (n - k) / n)(lambda x, t: -v(x, t), x, n)
@@ -204,6 +213,7 @@ EULER_MUTANTS = {
     "times to the end inclusive": (euler_with(time=lambda k, n: k / max(n - 1, 1)), "linear flow.*steps start"),
     "h forgotten in the determinant": (euler_with(scale=lambda n: 1.0), "linear flow"),
     "sign of a volume": (without_abs, "nan.*no sign"),
+    "log of the determinant": (log_of_the_determinant, "nan.*no sign"),
     "sampling steps": (decoding, "linear flow"),
     "no constant": (euler_with(base=lambda x: -(x**2).sum(1) / 2), "linear flow"),
     "one number": (lambda v, x, n: euler_log_prob(v, x, n).mean(), "shape"),

@@ -119,7 +119,7 @@ def euler_log_prob(fn: Callable) -> None:
     g = torch.Generator().manual_seed(0)
     log_normal = lambda x, std: -((x / std) ** 2).sum(1) / 2 - x.shape[1] * (math.log(2 * math.pi) / 2 + std.log())  # noqa: E731
     for n, rate in ((1, lambda t: 0.8), (3, lambda t: 1 - 2 * t), (4, lambda t: t), (2, lambda t: -5.0)):
-        x = torch.randn(5, 2, generator=g, dtype=F64)
+        x = torch.randn(5, 3 if rate(0) < -n else 2, generator=g, dtype=F64)  # in three dimensions |det| needs its bars
         out = call(name, fn, lambda x, t, rate=rate: rate(t) * x, x, n)
         is_tensor_like(name, "the answer", out, x[:, 0], "one log-density for each row of x")
         factor = math.prod(1 + rate(k / n) / n for k in range(n))
