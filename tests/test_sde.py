@@ -246,6 +246,21 @@ def test_a_conditional_of_nothing_or_of_points_is_told():
         conditional(td.GaussianMixture(MEANS, 0.0, None, td.VP()), MEANS[0], torch.tensor([True, False]))
 
 
+def test_what_is_known_is_noised_and_pasted_after_each_update():
+    """By hand, with the same draws: corrector, paste at t, predictor, paste at s."""
+    S, t, s = td.VP(), 0.5, 0.4
+    g, x, known, mask = mixture(S), normal(5, 2), normal(5, 2, seed=1), torch.tensor([True, False])
+    ct, cs = S(t, like=x), S(s, like=x)
+    noise = seeded(3)
+    z = [torch.randn(x.shape, generator=noise, dtype=F64) for _ in range(4)]
+    y = langevin_corrector(g.score(x, t), x, z[0], (ct.alpha / cs.alpha) ** 2, 0.16)
+    y = torch.where(mask, ct.alpha * known + ct.sigma * z[1], y)
+    mean, std = reverse_diffusion_step(g(y, t), y, ct, cs)
+    want = torch.where(mask, cs.alpha * known + cs.sigma * z[3], mean + std * z[2])
+    ts = torch.tensor([t, s], dtype=F64)
+    close(td.final(td.predictor_corrector(g, x, ts, known=known, mask=mask, generator=seeded(3))), want, 1e-9)
+
+
 @three
 def test_pasting_what_is_known_is_biased_and_corrections_mend_it(seed):
     """Energy distance of the free coordinate to the exact conditional, 1,000 samples, 50 steps.
