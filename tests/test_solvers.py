@@ -218,7 +218,7 @@ def reference_churn(x, levels, churn, low, high, noise, g):
         yield x
 
 
-@pytest.mark.parametrize("churn", [0.0, 5.0, 1000.0])
+@pytest.mark.parametrize("churn", [0.0, 3.0, 1000.0])  # none, a quarter a step, as much as is allowed
 @pytest.mark.parametrize("S", [td.EDM(), td.VP()], ids=["EDM", "VP"])
 def test_the_stochastic_sampler_equals_algorithm_2_with_the_same_noise(S, churn):
     ts, x = td.grid(S, 12, td.karras(7.0)), start(S, 6)
