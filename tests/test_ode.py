@@ -150,6 +150,20 @@ def test_data_to_noise_and_back():
     assert noise.std() > 0.6 and ode.flow_map(g, x0.float(), 0.0, 1.0).dtype == torch.float32
 
 
+@every("VE", "EDM", "Flow", "Cosine")
+def test_nothing_is_asked_outside_the_schedule(S):
+    """Times below t_min mean t_min, and those above t_max t_max: no network was trained there."""
+    seen = []
+
+    def watch(x, t):
+        seen.append(float(t[0]))
+        return mixture(S)(x, t)
+
+    x = mixture(S).sample(3, seeded())
+    ode.flow_map(td.denoiser(watch, S), x, 0.0, 1.0)
+    assert min(seen) >= S.t_min and max(seen) <= S.t_max and len(seen) > 10
+
+
 def test_bits():
     """A lattice value of width w in a flat density p = 1/8 a dimension has p w of the mass."""
     log_p = torch.tensor([3 * math.log(1 / 8)], dtype=F64)

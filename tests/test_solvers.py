@@ -250,6 +250,9 @@ def test_churn_does_not_rise_above_the_schedule():
     td.final(td.edm_stochastic(td.denoiser(watch, S), start(S, 3), td.grid(S, 6), churn=100.0, high=1e9))
     assert max(seen) == pytest.approx(S.t_max) and seen[0] == pytest.approx(S.t_max)
     assert seen[2] > float(td.grid(S, 6)[1])  # but at the next step it does rise
+    ts, x = td.grid(S, 6), start(S, 3)  # so the first step has no noise in it
+    first, free = next(td.edm_stochastic(mixture(S), x, ts, churn=100.0, high=1e9)), next(td.heun(mixture(S), x, ts))
+    close(first.x, free.x, 1e-9)
 
 
 @pytest.mark.parametrize("seed", range(3))
