@@ -31,8 +31,19 @@ def to_sphere(latents, weights):
     return mean * latents.shape[2] ** 0.5 / mean.norm(dim=1, keepdim=True)
 
 
+def arcs(latents, weights):
+    """An arc from the first code to the second, and from there to the third, ..."""
+    out, total = latents[0], weights[0]
+    for z, w in zip(latents[1:], weights[1:], strict=True):
+        total = total + w
+        out = td.samplers.slerp(out, z, w / total if total > 0 else 0.0)
+    return out
+
+
 MIX_MUTANTS = {
-    "mean": (mean_of, "has standard deviation"),
+    "mean": (mean_of, "has standard deviation.*add to 1, as on the straight line"),
+    "weights from the other end": (lambda z, w: mix_latents(z, w.flip(0)), "in proportion.*goes to the last code"),
+    "arc after arc": (arcs, "linear in the codes.*no length, no angle"),
     "sum": (lambda z, w: (w[:, None, None] * z).sum(0), "that code|same blend"),
     "root of the number of codes": (lambda z, w: mean_of(z, w) * len(z) ** 0.5, "that code"),
     "root of the sum": (lambda z, w: (w[:, None, None] * z).sum(0) / w.sum().sqrt(), "that code"),
@@ -75,6 +86,7 @@ def std_with(
     of_data=lambda std: std,
     added=lambda f: f,
     end=lambda v: v**0.5,
+    power=2,
 ):
     def fn(alphas, sigmas, std, eta):
         std = of_data(std)
@@ -83,7 +95,7 @@ def std_with(
             total = a**2 * std**2 + s**2
             f = fresh(eta, r**2 / s**2 * (1 - a**2 / b**2))
             factor = b * a * std**2 / total + old(r, f) * s / total
-            var = factor**2 * var + added(f)
+            var = factor**power * var + added(f)
         return end(torch.as_tensor(var))
 
     return fn
@@ -91,7 +103,11 @@ def std_with(
 
 STD_MUTANTS = {
     "the data's own": (lambda a, s, std, eta: std, "eta = 0.0 the standard deviation"),
-    "variance": (std_with(end=lambda v: v), "eta = 0.0 the standard deviation"),
+    "variance": (std_with(end=lambda v: v), "eta = 0.0 the standard deviation.*the root of a variance"),
+    "factor, not its square": (std_with(power=1), "eta = 0.0 the standard deviation.*by the square of that number"),
+    "std for its square": (std_with(of_data=lambda std: std**0.5), "std = 0.5.*the variance of the data"),
+    "from data to noise": (lambda a, s, *more: sampled_std(a.flip(0), s.flip(0), *more), "nan.*from noise to data"),
+    "after each step": (lambda a, s, std, eta: s + std, "one number.*shape .6,..*after the last step"),
     "fresh noise not added": (std_with(added=lambda f: 0.0), "eta = 1.0 the standard deviation"),
     "all of the old noise kept": (std_with(old=lambda r, f: r), "eta = 1.0 the standard deviation"),
     "eta for its square": (std_with(fresh=lambda eta, tilde: eta * tilde), "eta = 0.5 the standard deviation"),
@@ -202,9 +218,10 @@ def iterate_with(coefficients, start=lambda x, new: new):
 
 
 INVERT_MUTANTS = {
-    "the noise at x_j: plain inversion": (rounds(1), "ends in x_j"),
+    "the noise at x_j: plain inversion": (rounds(1), "ends in x_j.*the notebook's own inversion"),
     "two rounds": (rounds(2), "ends in x_j"),
-    "five rounds": (rounds(5), "ends in x_j"),
+    "five rounds": (rounds(5), r"ends in x_j.*off by .*at most 1e-07 is right.*more rounds"),
+    "off by a little": (lambda *a: invert_exactly(*a) * (1 + 1e-6), r"off by 1\.\de-06 .at most 1e-07 is right"),
     "the noise at x_j, scaled": (rounds(1, lambda x, ak, aj: ak / aj * x), "ends in x_j"),
     "the step down": (
         lambda eps, x, aj, sj, ak, sk: aj * (x - sk * eps(x)) / ak + sj * eps(x),

@@ -45,7 +45,12 @@ def velocity_of_sde(x, score, alpha, sigma, dalpha, dsigma):
 
 
 VELOCITY_MUTANTS = {
-    "score is +eps / sigma": (velocity_with(sign=-1.0), "moves with this velocity"),
+    "score is +eps / sigma": (velocity_with(sign=-1.0), "moves with this velocity.*a sign is turned round: the score"),
+    "score is +eps / sigma in x0 alone": (
+        lambda x, s, *c: velocity_from_score(x, s, *c) - 2 * (c[2] / c[0] * c[1] ** 2)[:, None] * s,
+        "moves with this velocity.*a sign is turned round: the score",
+    ),
+    "from noise to data": (lambda *a: -velocity_from_score(*a), "moves with this velocity.*away from the data"),
     "sigma, not its square": (velocity_with(power=1), "moves with this velocity"),
     "the noise alone": (velocity_with(of_x0=0.0), "moves with this velocity"),
     "the straight path's": (
@@ -148,7 +153,7 @@ POINTS_MUTANTS = {
     "points not shrunk": (points_with(shrink=False), "mass is kept"),
     "t, not its square": (points_with(power=1), "mass is kept"),
     "factor 1/2 lost": (points_with(half=1.0), "mass is kept"),
-    "towards the data": (points_with(sign=-1.0), "mass is kept"),
+    "towards the data": (points_with(sign=-1.0), "mass is kept.*away from the data"),
     "x0 itself": (points_with(data=True), "mass is kept"),
     "the nearest point": (nearest_only, "mass is kept"),
     "the mean of all points": (lambda x, t, p: (x - p.mean(0)) / t[:, None], "mass is kept"),

@@ -51,7 +51,7 @@ LEVELS_MUTANTS = {
     "a step a call": (levels_with(lambda c: c), "steps that 35 calls pay for"),
     "two calls in the last step too": (levels_with(lambda c: c // 2), "steps that 35 calls pay for"),
     "calls rounded up": (levels_with(lambda c: c // 2 + 1), "steps that 36 calls pay for"),
-    "no zero": (levels_with(zero=False), "steps that 35 calls pay for"),
+    "no zero": (levels_with(zero=False), "steps that 35 calls pay for.*one more level, 0"),
     "the zero in the ramp": (levels_into_zero, "the last but one is low"),
     "rising": (lambda c, a, b, r: levels_for_calls(c, b, a, r), "the first level is high"),
     "rho for its inverse": (levels_with(power=lambda r: r), "the power 1/rho are evenly"),
@@ -74,6 +74,13 @@ def unit_variance_by_covariance(alpha, sigma, std, skip):
     var_x = alpha**2 * std**2 + sigma**2
     var = std**2 - 2 * skip * alpha * std**2 + skip**2 * var_x
     return torch.tensor(var_x, dtype=F64).rsqrt(), torch.tensor(var, dtype=F64).sqrt(), 1 / var
+
+
+def unit_variance_in_float32(alpha, sigma, std, skip):
+    """Tensors without dimensions, as a learner may have them."""
+    a, s, d = (torch.tensor(v) for v in (alpha, sigma, std))
+    c_out = torch.hypot((1 - skip * a) * d, skip * s)
+    return [1 / torch.hypot(a * d, s), c_out, c_out**-2]
 
 
 def unit_with(var_in=None, var_out=None, root=True, weight=lambda c: c**-2, order=(0, 1, 2)):
@@ -116,7 +123,10 @@ UNIT_MUTANTS = {
     ),
     "another order": (unit_with(order=(1, 0, 2)), "input has variance 1"),
     "negative c_out": (unit_with(order=(0, 1, 2), weight=lambda c: -(c**-2)), "one positive number"),
-    "two numbers": (lambda *a: unit_variance(*a)[:2], "three numbers"),
+    "two numbers": (lambda *a: unit_variance(*a)[:2], "three numbers.*2 of them"),
+    "one tensor": (lambda *a: torch.tensor(unit_variance(*a)), r"three numbers.*a tensor of shape \(3,\)"),
+    "columns": (lambda *a: tuple(torch.tensor([v]) for v in unit_variance(*a)), r"c_in is one number.*shape \(1,\)"),
+    "nothing for the weight": (lambda *a: (*unit_variance(*a)[:2], None), "weight is one number.*NoneType"),
 }
 
 # ---- exercise 3 --------------------------------------------------------------------------------------
@@ -277,7 +287,11 @@ ADAMS_MUTANTS = {
 
 EXERCISES = {
     "levels_for_calls": (td.check.levels_for_calls, [levels_for_calls, levels_one_by_one], LEVELS_MUTANTS),
-    "unit_variance": (td.check.unit_variance, [unit_variance, unit_variance_by_covariance], UNIT_MUTANTS),
+    "unit_variance": (
+        td.check.unit_variance,
+        [unit_variance, unit_variance_by_covariance, unit_variance_in_float32],
+        UNIT_MUTANTS,
+    ),
     "order_without_truth": (td.check.order_without_truth, [order_without_truth, order_by_mean_size], ORDER_MUTANTS),
     "adams": (td.check.adams, [adams, adams_by_integral], ADAMS_MUTANTS),
 }

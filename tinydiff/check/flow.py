@@ -15,6 +15,11 @@ VELOCITY = (
     "the velocity is alpha' x0 + sigma' eps, for any path; the score is -eps / sigma, and x = alpha x0 + sigma eps "
     "gives x0"
 )
+SIGN = "the sign is turned round: dx/dt is with t growing, from data to noise, so it points away from the data"
+OF_SCORE = (
+    "somewhere a sign is turned round: the score points to where data are likelier, so eps is *minus* sigma times the "
+    "score, and x = alpha x0 + sigma eps has to hold for x0 and this eps"
+)
 HALF = "that is the drift of the reverse SDE: the ODE has half of its score"
 ANGLE = "alpha eps - sigma x0 is the target v; it is a velocity on the cosine path only, and there up to pi / 2"
 SAME_NOISE = "only the order may change: each noise is used once"
@@ -63,6 +68,10 @@ def velocity_from_score(fn: Callable) -> None:
         f = (dalpha / alpha)[:, None]
         if torch.allclose(out, f * x + 2 * (moves - f * x)):
             hint = HALF
+        elif torch.allclose(out, -moves):
+            hint = SIGN
+        elif any(torch.allclose(out, wrong) for wrong in _wrong_signs(x, score, alpha, sigma, dalpha, dsigma)):
+            hint = OF_SCORE
         else:
             eps = -sigma[:, None] * score
             x0 = (x - sigma[:, None] * eps) / alpha[:, None]
@@ -71,6 +80,13 @@ def velocity_from_score(fn: Callable) -> None:
         prop = "a point of the flow of Gaussian data moves with this velocity (by differences in t)"
         is_close(name, prop, given, out, moves, hint, 1e-6)
     right(name, 2)
+
+
+def _wrong_signs(x: Tensor, score: Tensor, *coefs: Tensor) -> list[Tensor]:
+    """With the wrong sign of the score in x0, in eps, or in both."""
+    alpha, sigma, dalpha, dsigma = (c[:, None] for c in coefs)
+    x0, eps = ([(x + s * sigma**2 * score) / alpha for s in (1, -1)], [-s * sigma * score for s in (1, -1)])
+    return [dalpha * x0[i] + dsigma * eps[j] for i, j in ((1, 0), (0, 1), (1, 1))]
 
 
 def sorted_pairs(fn: Callable) -> None:
@@ -123,7 +139,8 @@ def points_velocity(fn: Callable) -> None:
         density = (-(away**2) / 2).exp().mean(1) / (2 * torch.pi) ** 0.5 / time
         flows = -(below(t + h) - below(t - h)) / (2 * h) / density
         prop = "mass is kept: velocity times density is the rate at which mass passes x"
-        is_close(name, prop, given, out[:, 0], flows, BAYES, 1e-6)
+        hint = SIGN if torch.allclose(out[:, 0], -flows, atol=1e-6) else BAYES
+        is_close(name, prop, given, out[:, 0], flows, hint, 1e-6)
     g = torch.Generator().manual_seed(0)
     x, points = torch.randn(6, 3, generator=g, dtype=F64), torch.randn(5, 3, generator=g, dtype=F64)
     t = torch.linspace(0.3, 0.9, 6, dtype=F64)
