@@ -43,6 +43,8 @@ NETS = {
     "MLP with classes": lambda: td.models.MLP(width=8, depth=1, fourier=0, classes=3),
     "UNet": lambda: td.models.UNet(width=8, attention=(False, False)),
     "UNet with classes": lambda: td.models.UNet(width=8, classes=3, dropout=0.1),
+    "DiT": lambda: td.models.DiT(width=8, depth=1, heads=2),
+    "DiT with classes": lambda: td.models.DiT(width=8, depth=1, classes=3, conditioning="cross-attention"),
 }
 
 
@@ -116,7 +118,7 @@ def test_every_network_comes_back(name, tmp_path):
     save_checkpoint(tmp_path / "d.safetensors", d)
     again = load_checkpoint(tmp_path / "d.safetensors")
     assert type(again.net) is type(d.net) and again.net.config == d.net.config and not again.net.training
-    x = torch.randn(3, 1, 8, 8) if "UNet" in name else None
+    x = None if "MLP" in name else torch.randn(3, 1, 8, 8)
     assert_same(d, again, x)
     if "classes" in name:
         assert_same(d, again, x, y=torch.tensor([0, 2, 3]))

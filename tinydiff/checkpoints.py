@@ -24,7 +24,8 @@ from tinydiff.targets import Target
 FORMAT = "tinydiff checkpoint 1"
 DATA = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
 
-_CLASSES = [models.MLP, models.RBF, models.UNet, dpm.LearnedBetas, dpm.step_mean, targets.edm, denoisers.c_in_edm]
+_CLASSES = [models.DiT, models.MLP, models.RBF, models.UNet]
+_CLASSES += [dpm.LearnedBetas, dpm.step_mean, targets.edm, denoisers.c_in_edm]
 _CLASSES += [getattr(schedules, s) for s in "DiscreteVP VP SubVP VE EDM Cosine Flow Shifted".split()]
 _FUNCTIONS = [targets.x0, targets.eps, targets.v, targets.score, targets.velocity]
 _FUNCTIONS += [

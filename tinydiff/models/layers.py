@@ -18,29 +18,35 @@ class NoiseAndClass(nn.Module):
     """The vector that tells a network its noise level and, where there are classes, its class.
 
     Class number `classes`, one past the last, is the null label: no class given. Labels are dropped in the batch.
+    The noise level comes in by `features` sinusoids, `width` by default.
     """
 
-    def __init__(self, width: int, classes: int | None = None) -> None:
+    def __init__(self, width: int, classes: int | None = None, features: int | None = None) -> None:
         super().__init__()
-        self.width, self.classes = width, classes
-        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.features, self.classes = features or width, classes
+        self.mlp = nn.Sequential(nn.Linear(self.features, width), nn.SiLU(), nn.Linear(width, width))
         self.label = None if classes is None else nn.Embedding(classes + 1, width)
 
     def forward(self, noise_level: Float[Tensor, " b"], y: Tensor | None = None) -> Float[Tensor, "b width"]:
-        emb = self.mlp(sinusoidal(noise_level, self.width))
+        first, *rest = self.parts(noise_level, y)
+        return sum(rest, first)
+
+    def parts(self, noise_level: Float[Tensor, " b"], y: Tensor | None = None) -> list[Float[Tensor, "b width"]]:
+        """What `forward` adds up: the noise level's vector and, where there are classes, the class's."""
+        emb = self.mlp(sinusoidal(noise_level, self.features))
         if self.label is None:
             if y is not None:
                 raise ValueError("y was given, but this network was made without classes: pass classes= when making it")
-            return emb
+            return [emb]
         if y is None:
             y = torch.full(noise_level.shape, self.classes, device=noise_level.device)
         if y.shape != noise_level.shape or y.is_floating_point():
             raise ValueError(f"y must be {len(noise_level)} integer classes; got {tuple(y.shape)} of {y.dtype}")
-        if not ((y >= 0) & (y <= self.classes)).all():
+        if not y.is_meta and not ((y >= 0) & (y <= self.classes)).all():
             raise ValueError(
                 f"y must lie in 0 ... {self.classes} ({self.classes} is no class); got {y.unique().tolist()}"
             )
-        return emb + self.label(y)
+        return [emb, self.label(y)]
 
 
 def zero_(layer: nn.Module) -> nn.Module:
