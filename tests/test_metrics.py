@@ -7,7 +7,6 @@ import torch
 
 from tinydiff.datasets import digits, grid_means, swiss_roll
 from tinydiff.metrics import (
-    _pair,
     chamfer,
     classifier_two_sample_test,
     digit_accuracy,
@@ -19,6 +18,7 @@ from tinydiff.metrics import (
     read_digits,
     sliced_wasserstein,
 )
+from tinydiff.metrics.samples import _pair
 
 SEEDS = pytest.mark.parametrize("seed", [0, 1, 2])
 
@@ -60,7 +60,7 @@ def test_energy_distance_by_brute_force_unequal_sizes_and_chunks(seed, monkeypat
 
     truth = 2 * mean(x, y, False) - mean(x, x, True) - mean(y, y, True)
     assert math.isclose(energy_distance(x, y), truth.item(), abs_tol=1e-5)
-    monkeypatch.setattr("tinydiff.metrics.ROWS", 3)
+    monkeypatch.setattr("tinydiff.metrics.samples.ROWS", 3)
     assert math.isclose(energy_distance(x, y), truth.item(), abs_tol=1e-5)
     assert math.isclose(energy_distance(y, x), energy_distance(x, y), abs_tol=1e-9)
 
@@ -101,7 +101,7 @@ def test_mode_weights_count_the_nearest_mean(monkeypatch):
     means = grid_means(3, spacing=1.0)
     counts = torch.arange(9).flip(0)  # the last mean gets none, and must be there all the same
     x = means.repeat_interleave(counts, dim=0) + 0.1 * normal(int(counts.sum()), 2)
-    monkeypatch.setattr("tinydiff.metrics.ROWS", 7)
+    monkeypatch.setattr("tinydiff.metrics.samples.ROWS", 7)
     torch.testing.assert_close(mode_weights(x, means), counts / 36)
 
 
@@ -127,7 +127,7 @@ def test_nearest_distance(monkeypatch):
     train = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
     x = torch.tensor([[0.0, 0.0], [3.0, 0.0], [3.0, 6.0]])
     assert nearest_distance(x, train).tolist() == [0.0, 3.0, 2.0]
-    monkeypatch.setattr("tinydiff.metrics.ROWS", 2)
+    monkeypatch.setattr("tinydiff.metrics.samples.ROWS", 2)
     assert nearest_distance(x, train).tolist() == [0.0, 3.0, 2.0]
 
 
@@ -177,7 +177,7 @@ def wrong_samples(seed: int, n: int = 2048) -> dict[str, torch.Tensor]:
 
 @SEEDS
 def test_chamfer_alone_lets_a_memoriser_and_a_wrong_density_pass(seed):
-    """The table at the head of tinydiff/metrics.py: its ranges over the same seeds, with a margin of 1.2."""
+    """The table at the head of tinydiff/metrics/samples.py: its ranges over the same seeds, with a margin of 1.2."""
     s = wrong_samples(seed)
     fresh, by_chance = s["fresh"], chamfer(s["good"], s["fresh"])
     # Chamfer: all of these are within a factor of 7.5 of chance, where a plain normal is at 150. A wrong

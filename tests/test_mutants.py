@@ -13,7 +13,7 @@ def test_there_are_many_and_each_has_its_name():
     assert len(LISTED) >= 36 and len({m.name for m in LISTED}) == len(LISTED)
     assert {m.file for m in LISTED} >= {
         f"tinydiff/{name}.py"
-        for name in "targets denoisers exact samplers/base losses guidance training metrics".split()
+        for name in "targets denoisers exact samplers/base losses guidance training metrics/samples".split()
     }
 
 

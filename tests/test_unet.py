@@ -88,6 +88,9 @@ def test_the_network_of_2015_keeps_the_size_and_hears_every_skip():
     out = net(x)
     assert out.shape == (2, 2, 8, 12)
     assert [tuple(h.shape[1:]) for h in net.encode(x)] == [(4, 8, 12), (8, 4, 6), (16, 2, 3)]
+    top, second, _ = net.encode(x)
+    largest = top.reshape(2, 4, 4, 2, 6, 2).amax((3, 5))  # of each four
+    torch.testing.assert_close(second, net.down[1](largest))
     assert math.isclose(net.down[1][0].weight.detach().std(), math.sqrt(2 / (9 * 4)), rel_tol=0.1)  # 2 / fan-in
     out.square().mean().backward()
     assert all(p.grad.any() for p in net.parameters())

@@ -131,6 +131,7 @@ def floor(metric: Callable[..., float], draw: Callable[..., Tensor], n: int, pai
 
     `draw(n, seed=...)` returns data; the seeds used are `seed`, ..., `seed + 2 pairs - 1`.
     An unbiased metric has a median near 0: take its size, `lambda x, y: abs(energy_distance(x, y))`.
+    Of a metric of several numbers take one, `lambda x, y: precision_recall(x, y).recall`.
     Raises ValueError if pairs < 1.
     """
     if pairs < 1:
