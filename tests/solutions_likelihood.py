@@ -117,7 +117,25 @@ def trace_exact(f, x, z):
     return J.sum(0), forms_of(f, x, z).std(0) / len(z) ** 0.5
 
 
+def trace_by_grad(f, x, z, leaf=lambda x: x.clone().requires_grad_(), retain_graph=True):
+    leaf_x = leaf(x)
+    out = f(leaf_x)
+    forms = [(torch.autograd.grad((out * one).sum(), leaf_x, retain_graph=retain_graph)[0] * one).sum(1) for one in z]
+    return torch.stack(forms).mean(0), torch.stack(forms).std(0) / len(z) ** 0.5
+
+
+def trace_around_the_leaf(f, x, z):
+    """f is called on what comes in, and the derivative taken at a copy that f has not seen."""
+    seen, copy = x.clone().requires_grad_(), x.clone().requires_grad_()
+    grads = [torch.autograd.grad((f(seen) * one).sum(), copy, allow_unused=True)[0] * one for one in z]
+    return torch.stack(grads).sum(2).mean(0), torch.stack(grads).sum(2).std(0) / len(z) ** 0.5
+
+
 TRACE_MUTANTS = {
+    "no graph": (lambda f, x, z: trace_by_grad(f, x, z, lambda x: x), r"f\(x\) = x A\^T \+ sin.*requires a gradient"),
+    "under no_grad": (torch.no_grad()(trace_by_grad), r"f\(x\) = x A\^T \+ sin.*neither no_grad nor detach"),
+    "a graph used up": (lambda f, x, z: trace_by_grad(f, x, z, retain_graph=False), "function runs.*retain_graph"),
+    "another copy": (trace_around_the_leaf, "NoneType.*before f is called on that copy"),
     "std with k": (trace_with(lambda v: (v.mean(0), v.std(0, correction=0) / len(v) ** 0.5)), "of a mean.*k - 1"),
     "std of one probe": (trace_with(lambda v: (v.mean(0), v.std(0))), "standard error is that of a mean"),
     "over k, not its root": (trace_with(lambda v: (v.mean(0), v.std(0) / len(v))), "standard error is that of a mean"),

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tinydiff.check.core import call, fail, is_close, is_tensor_like, right
+from tinydiff.check.core import CheckFailed, call, fail, is_close, is_tensor_like, right
 
 F64 = torch.float64
 
@@ -28,7 +29,38 @@ EULER = (
     "determinant counts, not only the trace; add the logarithms of all steps to log N(x_n; 0, I)"
 )
 CLOCK = "steps start at t = 0, 1/n, ..., (n - 1)/n, and h = 1/n"
+GRAPH = (
+    "autograd needs an unbroken way from x to f(x): a copy of x that requires a gradient (the x that comes in does "
+    "not) before f is called on that copy, and neither no_grad nor detach on the way"
+)
+TWICE = "a graph is freed by its first derivative: keep it (retain_graph=True), or call f anew for each probe"
 ABS = "a volume has no sign: the logarithm of |det|"
+
+
+class Named:
+    """A function that a message shows as its formula."""
+
+    def __init__(self, fn: Callable, words: str) -> None:
+        self.fn, self.words = fn, words
+
+    def __call__(self, *args: Any) -> Any:
+        return self.fn(*args)
+
+    def __repr__(self) -> str:
+        return self.words
+
+
+def call_for_gradient(name: str, fn: Callable, *args: Any) -> Any:
+    """`call`, with a hint of its own where autograd found no graph, or one that is broken or used up."""
+    try:
+        return call(name, fn, *args)
+    except CheckFailed as failure:
+        told, hint, _ = str(failure).partition("  hint:      ")
+        if hint and "a second time" in told:
+            raise CheckFailed(told + hint + TWICE) from None
+        if hint and any(words in told for words in ("require grad", "in the graph", "NoneType")):
+            raise CheckFailed(told + hint + GRAPH) from None
+        raise
 
 
 def pixel_bits(fn: Callable) -> None:
@@ -93,11 +125,11 @@ def trace_estimate(fn: Callable) -> None:
     for k, b, d in ((2, 3, 2), (7, 4, 5), (64, 2, 3)):
         A = torch.randn(d, d, generator=g, dtype=F64)
         x, z = torch.randn(b, d, generator=g, dtype=F64), torch.randn(k, b, d, generator=g, dtype=F64)
-        f = lambda x, A=A: x @ A.T + torch.sin(2 * x)  # noqa: E731
+        f = Named(lambda x, A=A: x @ A.T + torch.sin(2 * x), "f(x) = x A^T + sin(2 x)")
         J = A + torch.diag_embed(2 * torch.cos(2 * x))
         forms = torch.einsum("kbi,bij,kbj->kb", z, J, z)
-        out = call(name, fn, f, x, z)
-        given = f"f(x) = x A^T + sin(2 x), {k} probes, {b} points in {d} dimensions"
+        out = call_for_gradient(name, fn, f, x, z)
+        given = f"{f}, {k} probes, {b} points in {d} dimensions"
         if not isinstance(out, tuple | list) or len(out) != 2:
             came = f"{type(out).__name__}"
             fail(name, "the answer is a pair", given, came, "return the estimate and its standard error, in this order")
@@ -120,12 +152,13 @@ def euler_log_prob(fn: Callable) -> None:
     log_normal = lambda x, std: -((x / std) ** 2).sum(1) / 2 - x.shape[1] * (math.log(2 * math.pi) / 2 + std.log())  # noqa: E731
     for n, rate in ((1, lambda t: 0.8), (3, lambda t: 1 - 2 * t), (4, lambda t: t), (2, lambda t: -5.0)):
         x = torch.randn(5, 3 if rate(0) < -n else 2, generator=g, dtype=F64)  # in three dimensions |det| needs its bars
-        out = call(name, fn, lambda x, t, rate=rate: rate(t) * x, x, n)
+        v = Named(lambda x, t, rate=rate: rate(t) * x, "v(x, t) = a(t) x")
+        out = call_for_gradient(name, fn, v, x, n)
         is_tensor_like(name, "the answer", out, x[:, 0], "one log-density for each row of x")
         factor = math.prod(1 + rate(k / n) / n for k in range(n))
         want = log_normal(x, torch.tensor(1 / abs(factor), dtype=F64))
         rates = ", ".join(f"{rate(k / n):.3g}" for k in range(n))
-        given = f"v(x, t) = a(t) x, {n} steps, a = {rates}"
+        given = f"{v}, {n} steps, a = {rates}"
         hint = ABS if rate(0) < -n else CLOCK if n in (3, 4) else EULER
         is_close(name, "a linear flow gives N(0, 1 / product^2)", given, out.detach(), want, hint, 1e-9)
 
@@ -133,6 +166,7 @@ def euler_log_prob(fn: Callable) -> None:
         a, b = x[:, 0], x[:, 1]
         return torch.stack([0.9 * torch.tanh(a + b) + t * b, 0.5 * a - 0.8 * torch.sin(b)], 1)
 
+    swirl = Named(swirl, "v(x, t), a flow that is not linear")
     line = torch.linspace(-8, 8, 161, dtype=F64)
     for n in (2, 3):
         total = call(name, fn, swirl, torch.cartesian_prod(line, line), n).detach().exp().sum() * 0.1**2
