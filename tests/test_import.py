@@ -28,7 +28,7 @@ print(json.dumps([seconds, cpu, sorted(sys.modules)]))
 
 
 def probe() -> tuple[float, float, list[str]]:
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": ""}  # or each import compiles anew
     done = subprocess.run(
         [sys.executable, "-c", PROBE], env=env, capture_output=True, text=True, timeout=120, check=True
     )
@@ -58,7 +58,8 @@ Denoiser NetDenoiser denoiser GaussianMixture IdealDenoiser
 State final sample posterior ddim_step ancestral ddim sampler bind thresholded static
 denoising_loss fit EMA Step constant warmup_cosine
 save_checkpoint load_checkpoint load_pretrained
-models.MLP models.UNet datasets.swiss_roll datasets.digits_train datasets.digits_test
+models.MLP models.UNet models.DiT models.dit.DiT_S_2 models.cost.macs
+datasets.swiss_roll datasets.digits_train datasets.digits_test
 metrics.sliced_wasserstein metrics.energy_distance metrics.digit_accuracy plotting.scatter plotting.image_grid
 schedules.Schedule denoisers.c_noise_ddpm losses.stratified_times samplers.pairs guidance.bind training.fit
 checkpoints.read_checkpoint exact.GaussianMixture setup scale show_source progress __version__

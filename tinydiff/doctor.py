@@ -28,7 +28,9 @@ NEEDED = {
     "jaxtyping": ("jaxtyping", "shapes in annotations"),
     "einops": ("einops", "rearranging tensors"),
     "tyro": ("tyro", "the command line"),
-    "PIL": ("pillow", "animations"),
+    "PIL": ("pillow", "animations, and image files"),
+    "accelerate": ("accelerate", "training on any device, and on many"),
+    "pooch": ("pooch", "downloads of data"),
 }
 # import name -> (extra, what for)
 OPTIONAL = {

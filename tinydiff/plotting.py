@@ -6,7 +6,6 @@ The colours are those of `notebook.setup`. matplotlib is imported on first use.
 import io
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -38,7 +37,7 @@ def scatter(
     if truth is not None:
         ax.scatter(*_points("truth", truth).T, s=2 * _size(truth, ax), color=TRUTH_AREA, lw=0)
     ax.scatter(*xy.T, s=_size(points, ax), color=color, alpha=0.8, lw=0)
-    if outside := int((~(np.abs(xy) <= limit).all(axis=1)).sum()):  # nan is outside, too
+    if outside := int((~(abs(xy) <= limit).all(axis=1)).sum()):  # nan is outside, too
         corner = {"x": 0.98, "y": 0.98, "ha": "right", "va": "top", "transform": ax.transAxes}
         ax.text(**corner, s=f"{outside} outside", fontsize=9, backgroundcolor="white")
     ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
@@ -77,6 +76,7 @@ def animate(
     """
     titles = [""] * len(frames) if titles is None else titles
     _check_frames(frames, titles)
+    import numpy as np
     from IPython.display import Image
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -168,7 +168,7 @@ def _figure(columns: int, width: float, height: float):
     return figure, figure.subplots(1, columns, squeeze=False)[0]
 
 
-def _points(name: str, x: Tensor) -> np.ndarray:
+def _points(name: str, x: Tensor):
     if x.ndim != 2 or x.shape[1] != 2 or len(x) == 0:
         raise ValueError(f"{name} must have shape (n, 2) with n > 0, got {tuple(x.shape)}")
     return x.detach().cpu().double().numpy()
