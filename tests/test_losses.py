@@ -171,6 +171,30 @@ def test_the_mean_is_taken_over_all_dimensions():
     close(td.denoising_loss(d, images, 0.5, target=targets.x0), (images**2).mean((1, 2, 3)))
 
 
+@SEEDS
+def test_a_validation_loss_of_fixed_noise(seed):
+    """The same noise for every denoiser, whatever the batches; its mean is the loss that training sees."""
+    g = td.GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), 0.3, None, td.Cosine())
+    x0 = g.sample(700, generator(seed))
+    rows = losses.fixed_noise_loss(g, x0, draws=8, seed=seed, target=targets.x0)
+    assert rows.shape == (8, 700)
+    close(rows, losses.fixed_noise_loss(g, x0, draws=8, seed=seed, batch_size=33, target=targets.x0), 1e-5)
+    assert (rows.mean(1)[1:] > rows.mean(1)[:-1]).all()  # more noise, less is known of x0
+    t = (torch.randint(8, (40_000,), generator=generator(seed)) + 0.5) / 8
+    free = td.denoising_loss(g, g.sample(40_000, generator(seed + 9)), t, target=targets.x0, generator=generator(5))
+    spread = (free.var() / len(free) + rows.mean(0).var() / 700).sqrt()
+    assert abs(free.mean() - rows.mean()) < 4 * spread
+    with pytest.raises(ValueError, match="draws must be at least 1; got 0"):
+        losses.fixed_noise_loss(g, x0, draws=0)
+
+
+def test_fixed_noise_passes_each_its_conditions():
+    S, y = td.VP(), torch.arange(5)
+    d = td.denoiser(lambda x, t, y: td.Prediction(y[:, None] + 0 * x, x), S)
+    rows = losses.fixed_noise_loss(d, torch.zeros(5, 1), draws=2, batch_size=2, target=targets.x0, y=y)
+    close(rows, (y**2.0).expand(2, 5))
+
+
 # ---- how a network is called ---------------------------------------------------------------------
 
 

@@ -50,6 +50,38 @@ def denoising_loss(
     return ((1.0 if weight is None else weight(c)) * error).flatten(1).mean(1)
 
 
+@torch.no_grad()
+def fixed_noise_loss(
+    d: Denoiser,
+    x0: Float[Tensor, "b *d"],
+    draws: int = 16,
+    seed: int = 0,
+    batch_size: int = 500,
+    target: Target | None = None,
+    **cond: Tensor,
+) -> Float[Tensor, "draws b"]:
+    """`denoising_loss` of each x0 at `draws` even times (k + 1/2) / draws, with noise that depends on the seed alone.
+
+    The mean is a validation loss by which networks compare: all see the same x, so that the difference of two has far
+    less spread than either. The mean of a row is the loss at its time. Compare only losses of one target and schedule.
+    Raises ValueError if draws < 1.
+    """
+    if draws < 1:
+        raise ValueError(f"draws must be at least 1; got {draws}")
+    g, rows = torch.Generator().manual_seed(seed), []
+    for k in range(draws):
+        noise = torch.randn(x0.shape, generator=g, dtype=x0.dtype).to(x0.device)
+        parts = [slice(i, i + batch_size) for i in range(0, len(x0), batch_size)]
+        row = [
+            denoising_loss(
+                d, x0[p], (k + 0.5) / draws, eps=noise[p], target=target, **{name: v[p] for name, v in cond.items()}
+            )
+            for p in parts
+        ]
+        rows.append(torch.cat(row))
+    return torch.stack(rows)
+
+
 # ---- weights: functions of the coefficients, in the space of the target --------------------------
 
 

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from tinydiff.checkpoints import describe_denoiser, read_checkpoint, save_checkpoint
 from tinydiff.denoisers import NetDenoiser
+from tinydiff.hardware import Hardware, within
 from tinydiff.losses import denoising_loss, stratified_times
 from tinydiff.progress import progress
 
@@ -29,11 +30,18 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Step:
-    """What `fit` yields after each step: its number (from 1), its loss, and the denoiser with the averaged weights."""
+    """What `fit` yields after each step: its number (from 1), its loss, and the denoiser with the averaged weights.
+
+    `loss` is a number, read when asked for: a GPU is waited for only then.
+    """
 
     number: int
-    loss: float
+    value: Tensor  # the loss, where it was computed
     denoiser: NetDenoiser
+
+    @property
+    def loss(self) -> float:
+        return self.value.item()
 
 
 class EMA:
@@ -78,6 +86,23 @@ def warmup_cosine(warmup: int = 0, end: float = 0.0) -> Callable[[int, int], flo
 
 adam = partial(torch.optim.Adam, fused=True)  # one kernel for all weights: small networks wait for little else
 
+
+def drop_labels(classes: int, share: float = 0.1) -> Callable[[Batch], Batch]:
+    """A `drop` for `fit`: each label y becomes the null label, number `classes`, with probability `share`.
+
+    So one network learns to answer with and without a class (Ho and Salimans 2022, algorithm 1).
+    Raises ValueError unless share lies in [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share must lie in [0, 1]; got {share}")
+
+    def drop(batch: Batch) -> Batch:
+        y = batch["y"]
+        return batch | {"y": torch.where(torch.rand(y.shape, device=y.device) < share, classes, y)}
+
+    return drop
+
+
 # ---- the loop ------------------------------------------------------------------------------------
 
 
@@ -100,68 +125,91 @@ def fit(
     every: int = 1000,
     resume: bool = False,
     recipe: Mapping[str, Any] | None = None,
+    minutes: float | None = None,
+    on: Hardware = Hardware(),  # noqa: B008, frozen
 ) -> Iterator[Step]:
     """Trains d.net in place, where it is, and yields a Step after each optimiser and EMA step.
 
     The random numbers of step k depend on (seed, k) alone, so a resumed run continues bit for bit on one device.
 
     Args:
-        data: x0 as a tensor (n, ...); or a dict of tensors, x0 and the conditions (y=...); or a data set or loader
-            whose items or batches are one of these or (x0, y) pairs. Tensors and data sets are drawn from with
-            replacement; a loader is read in its own order, again and again.
+        data: x0 as a tensor (n, ...); or a dict of tensors, x0 and the conditions (y=...); or `datasets.Images`; or a
+            data set or loader whose items or batches are one of these or (x0, y) pairs. All but a loader are drawn from
+            with replacement; a loader is read in its own order, again and again.
         loss: (d, x0, t, **cond) -> (b,).
+        batch_size: of a step, over all processes and micro-batches.
         times: (n, device=...) -> (n,), the distribution of t.
         ema: decay of the average. clip: largest gradient norm.
         drop: changes a batch before the loss, such as one that drops labels.
         checkpoint: a path, written whole or not at all every `every` steps and at the end; `resume=True` continues
             from it if it is there; the data, the loss and the learning-rate schedule must be those of the first run.
             recipe: JSON data to be kept in it.
+        minutes: stop after this time, with a checkpoint that can be resumed.
+        on: precision, compilation, micro-batches and processes; see `hardware.Hardware`.
 
-    Raises ValueError for NaN or infinity in the data, or a checkpoint of another run; FloatingPointError as soon as the
-    loss or its gradient is not finite.
+    Raises ValueError for NaN or infinity in the data, a checkpoint of another run, or a batch size that the
+    micro-batches do not divide; FloatingPointError as soon as the loss or its gradient is not finite (on a GPU within
+    16 steps, for it is not waited for before, and always before a checkpoint is written).
     """
     net, device = d.net.train(), next(d.net.parameters()).device
     opt, average = optimizer(net.parameters(), lr=lr), EMA(net, ema)
     run = dict(steps=steps, lr=lr, batch_size=batch_size, seed=seed, ema=ema, clip=clip)
+    run |= {"parts": on.parts} if on.parts > 1 else {}
     if resume and not checkpoint:
         raise ValueError("resume=True needs checkpoint=, the path to continue from")
+    if batch_size % on.parts:
+        raise ValueError(f"batch_size must divide by the {on.parts} micro-batches of a step; got {batch_size}")
     start = _restore(checkpoint, run, d, opt, average) if resume and Path(checkpoint).exists() else 0
-    batches = _batches(data, batch_size)
+    working = on.prepare(d)  # computes with the same weights
+    if on.accelerator and isinstance(data, DataLoader):
+        data = on.accelerator.prepare(data)  # each process reads batches of its own
+    batches, mine, over = _batches(data, batch_size // on.parts), on.mine(), within(minutes)
     for k in range(start if isinstance(data, DataLoader) else 0):  # what the loader has given before
-        with _random_numbers_of(seed, k, device):
-            next(batches)
+        for m in mine:
+            with _random_numbers_of(seed, k, device, m):
+                next(batches)
 
-    for k in (bar := progress(range(start, steps), desc="training", total=steps - start)):
-        with _random_numbers_of(seed, k, device):
-            batch = {name: value.to(device, non_blocking=True) for name, value in next(batches).items()}
-            batch = drop(batch) if drop else batch
-            t = times(len(batch["x0"]), device=device)
-            value = loss(d, t=t, **batch).mean()
-        if not value.isfinite():
-            finite = all(v.isfinite().all() for v in batch.values())
-            why = "try a smaller lr" if finite else "the batch itself holds NaN or infinity"
-            raise FloatingPointError(f"the loss is {value.item()} at step {k + 1} of {steps}: {why}")
+    bar = progress(range(start, steps), desc="training", total=steps - start, show=on.main)
+    for k in bar:
+        save = checkpoint is not None and ((k + 1) % every == 0 or k + 1 == steps)
+        check = device.type != "cuda" or save or k % 16 == 0 or k + 1 == steps
         opt.zero_grad()
-        value.backward()
+        value = torch.zeros((), device=device)
+        for m in mine:
+            with _random_numbers_of(seed, k, device, m), on.alone(working, last=m == mine[-1]):
+                batch = {name: part.to(device, non_blocking=True) for name, part in next(batches).items()}
+                batch = drop(batch) if drop else batch
+                t = times(len(batch["x0"]), device=device)
+                part = loss(working, t=t, **batch).mean() / on.accumulate
+                if check and not part.isfinite():
+                    finite = all(v.isfinite().all() for v in batch.values())
+                    why = "try a smaller lr" if finite else "the batch itself holds NaN or infinity"
+                    raise FloatingPointError(f"the loss is {part.item()} at step {k + 1} of {steps}: {why}")
+                part.backward()
+            value = value + part.detach()
         norm = nn.utils.clip_grad_norm_(net.parameters(), clip)
-        if not norm.isfinite():  # no step, so that no checkpoint holds weights that are lost
+        if check and not norm.isfinite():  # no step, so that no checkpoint holds weights that are lost
             raise FloatingPointError(f"the loss is {value.item()} but its gradient {norm} at step {k + 1} of {steps}")
         for group in opt.param_groups:
             group["lr"] = lr * lr_schedule(k, steps)
         opt.step()
         average.update(net)
-        step = Step(k + 1, value.item(), replace(d, net=average.net))
-        bar.set_postfix(loss=f"{step.loss:.4f}", refresh=False)
-        if checkpoint and (step.number % every == 0 or step.number == steps):
+        step = Step(k + 1, on.mean(value), replace(d, net=average.net))
+        if check:
+            bar.set_postfix(loss=f"{step.loss:.4f}", refresh=False)
+        stop = minutes is not None and on.any(over())
+        if (save or stop and checkpoint) and on.main:
             _save(checkpoint, step, run, net, opt, recipe)
         yield step
+        if stop:
+            return
 
 
 @contextmanager
-def _random_numbers_of(seed: int, step: int, device: torch.device) -> Iterator[None]:
-    """Inside, torch's own random state depends on (seed, step) alone; outside, it is as if nothing had been drawn."""
+def _random_numbers_of(seed: int, step: int, device: torch.device, part: int = 0) -> Iterator[None]:
+    """Inside, torch's random state depends on (seed, step, part) alone; outside, it is as if nothing had been drawn."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed * 1_000_003 + step)
+        torch.manual_seed(seed * 1_000_003 + step + part * 1_000_003**2)
         yield
 
 
@@ -176,6 +224,8 @@ def _batches(data: Any, batch_size: int) -> Iterator[Batch]:
                 raise ValueError(f"data[{name!r}] holds NaN or infinity in {int((~value.isfinite()).sum())} places")
         size = len(data["x0"])
         draw = lambda i: {name: value[i] for name, value in data.items()}  # noqa: E731
+    elif hasattr(data, "batch"):  # draws many at once, where its data lie
+        size, draw = len(data), data.batch
     elif isinstance(data, Dataset):
         size, draw = len(data), lambda i: _as_dict(default_collate([data[j] for j in i.tolist()]))
     else:
