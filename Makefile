@@ -26,7 +26,7 @@ help:
 	@echo "make exercises  generate exercises and solutions from the masters"
 	@echo "make ledger     measure every system of the course (writes data/results/ledger.json)"
 	@echo "make mutants    break the library in many ways: a test must catch each"
-	@echo "make bench      measure quality against seconds (writes data/results/benchmark.json)"
+	@echo "make bench      measure quality against seconds, and speed against diffusers (writes data/results/benchmark*.json)"
 	@echo "make clean      remove caches and build files (.venv stays; remove it with: rm -r .venv)"
 	@echo ""
 	@echo "Linux without a GPU: add TORCH_INDEX=https://download.pytorch.org/whl/cpu to the first make"
@@ -87,6 +87,7 @@ exercises: .venv/.stamp-test
 
 bench: .venv/.stamp-test
 	$(BIN)/python tools/bench.py
+	$(BIN)/python tools/bench_images.py
 
 ledger: .venv/.stamp-test
 	$(BIN)/python -m tinydiff.recipes.ledger

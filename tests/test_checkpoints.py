@@ -483,3 +483,35 @@ if __name__ == "__main__":
             {"kill_savers": kill_savers, "kill_runs": kill_runs}[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))
         )
     )
+
+
+# ---- networks alone, and weights that travel in half ---------------------------------------------
+
+
+def test_a_network_alone_comes_back(tmp_path):
+    torch.manual_seed(0)
+    net, path = td.models.ConvClassifier(width=8), tmp_path / "net.safetensors"
+    net(torch.randn(4, 1, 16, 16))  # moves the running statistics of its norms
+    checkpoints.save_network(path, net.eval(), {"seed": 3}, {"reference.mean": torch.ones(2)})
+    again, x = checkpoints.load_network(path), torch.randn(2, 1, 16, 16)
+    assert torch.equal(again(x), net(x)) and not again.training
+    tensors, _, recipe = read_checkpoint(path)
+    assert recipe == {"seed": 3} and torch.equal(tensors["reference.mean"], torch.ones(2))
+    with pytest.raises(ValueError, match="holds a network alone, not a denoiser: load_network reads it"):
+        load_checkpoint(path)
+
+
+def test_the_network_of_a_denoiser(tmp_path):
+    d = small()
+    save_checkpoint(tmp_path / "d.safetensors", d)
+    again = checkpoints.load_network(tmp_path / "d.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), d.net.parameters(), strict=True))
+
+
+def test_float16_weights_work_in_float32(tmp_path):
+    d = small()
+    d.net.half()
+    save_checkpoint(tmp_path / "d.safetensors", d)
+    again = load_checkpoint(tmp_path / "d.safetensors")
+    for a, b in zip(again.net.parameters(), d.net.parameters(), strict=True):
+        assert a.dtype == torch.float32 and torch.equal(a, b.float())

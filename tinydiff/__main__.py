@@ -56,33 +56,65 @@ def run(command: str, name: str, recipe: Any, argv: list[str]) -> int:
     import tyro
 
     from tinydiff.checkpoints import load_checkpoint
+    from tinydiff.hardware import Hardware, many
     from tinydiff.notebook import scale
+    from tinydiff.recipes.base import command as command_line
+    from tinydiff.recipes.base import describe_hardware, hardware
 
     default = recipe.SCALES[scale()]
     Flat = tyro.conf.OmitArgPrefixes[type(default)]  # --steps, not --s.steps
     Checkpoint = tyro.conf.Positional[Path]
 
-    def train(s: Flat = default, out: Path = Path(f"runs/{name}.safetensors"), resume: bool = False) -> None:
+    def train(
+        s: Flat = default,
+        out: Path = Path(f"runs/{name}.safetensors"),
+        resume: bool = False,
+        minutes: float | None = None,
+        grids: int = 0,
+        tensorboard: bool = False,
+    ) -> None:
         """Train, save the averaged weights with their recipe, and print the metrics.
+
+        Beside the checkpoint OUT.jsonl holds the loss as it falls, a line of JSON each hundredth of the run.
 
         Args:
             s: settings.
             out: the checkpoint; written whole twenty times in a run.
             resume: continue from it if it is there.
+            minutes: stop after this time; --resume goes on.
+            grids: pictures of samples, this many in a run, beside the checkpoint.
+            tensorboard: log to TensorBoard as well (an extra: pip install tensorboard).
         """
+        from tinydiff.logs import logged
+
         start = time.perf_counter()
         torch.set_num_threads(s.threads)
+        accelerator = many() if "ACCELERATE_MIXED_PRECISION" in os.environ else None  # set by `accelerate launch`
+        if accelerator:
+            s = dataclasses.replace(s, device=str(accelerator.device))
+        on = hardware(s, accelerator)
         made = {
-            "command": f"python -m tinydiff train {name} --scale {scale()}",
+            "command": command_line(name, scale(), s, default),
             "settings": dataclasses.asdict(s),
+            "hardware": describe_hardware(s.device, s.threads, on.processes),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
         }
-        made |= {"hardware": f"{s.device}, {platform.machine()}, {os.cpu_count()} cores"}
-        for _ in recipe.train(s, checkpoint=out, every=max(1, s.steps // 20), resume=resume, recipe=made):
-            pass
+        options = dict(minutes=minutes) | (dict(on=on) if on != Hardware() else {})
+        steps = recipe.train(s, checkpoint=out, every=max(1, s.steps // 20), resume=resume, recipe=made, **options)
+        if on.main:
+            steps = logged(steps, out.with_suffix(".jsonl"), every=max(1, s.steps // 100), tensorboard=tensorboard)
+        number = 0
+        for step in steps:
+            number = step.number
+            if on.main and grids and step.number % max(1, s.steps // grids) == 0:
+                recipe.picture(recipe.generate(step.denoiser, 100, s), out.with_name(f"{out.stem}-{number:06d}.png"))
+        if not on.main:
+            return
         d = load(out, s)
         seconds = time.perf_counter() - start
-        print(json.dumps({"seconds": round(seconds, 1), **recipe.evaluate(d, s)}, indent=2))
-        print(f"saved {out}")
+        metrics = {"seconds": round(seconds, 1), **recipe.evaluate(d, s)}
+        print(json.dumps(metrics, indent=2))
+        print(f"saved {out}" + (f" at step {number} of {s.steps}: --resume goes on" if 0 < number < s.steps else ""))
 
     def sample(checkpoint: Checkpoint, s: Flat = default, n: int = 100, picture: Path | None = None) -> None:
         """Draw samples from a checkpoint.

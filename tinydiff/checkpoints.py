@@ -24,7 +24,7 @@ from tinydiff.targets import Target
 FORMAT = "tinydiff checkpoint 1"
 DATA = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
 
-_CLASSES = [models.DiT, models.MLP, models.RBF, models.UNet]
+_CLASSES = [models.ConvClassifier, models.DiT, models.MLP, models.RBF, models.UNet, models.UNet2015]
 _CLASSES += [dpm.LearnedBetas, dpm.step_mean, targets.edm, denoisers.c_in_edm]
 _CLASSES += [getattr(schedules, s) for s in "DiscreteVP VP SubVP VE EDM Cosine Flow Shifted".split()]
 _FUNCTIONS = [targets.x0, targets.eps, targets.v, targets.score, targets.velocity]
@@ -106,9 +106,22 @@ def save_checkpoint(
         recipe: JSON data on how the weights came to be (command, seed, steps, metrics).
         extra: more named tensors (optimiser state, raw weights); `read_checkpoint` returns them.
     """
-    description = json.dumps(describe_denoiser(d))
-    metadata = {"format": FORMAT, "denoiser": description, "recipe": json.dumps(recipe or {})}
-    tensors = {f"net.{k}": t for k, t in d.net.state_dict().items()}
+    _save(path, d.net, describe_denoiser(d), recipe, extra)
+
+
+def save_network(
+    path: str | Path,
+    net: nn.Module,
+    recipe: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Saves a network alone, such as a classifier, in the same way."""
+    _save(path, net, {"net": describe(net)}, recipe, extra)
+
+
+def _save(path: str | Path, net: nn.Module, description: dict[str, Any], recipe: Any, extra: Any) -> None:
+    metadata = {"format": FORMAT, "denoiser": json.dumps(description), "recipe": json.dumps(recipe or {})}
+    tensors = {f"net.{k}": t for k, t in net.state_dict().items()}
     write_whole(path, tensors | dict(extra or {}), metadata)
 
 
@@ -148,25 +161,47 @@ def load_checkpoint(
     Raises as `read_checkpoint` does, and ValueError if a part is unknown or the weights do not fit the network.
     """
     tensors, description, _ = read_checkpoint(path)
+    if "schedule" not in description:
+        raise ValueError(f"{path} holds a network alone, not a denoiser: load_network reads it")
     given = dict(net=net, schedule=schedule, target=target, c_in=c_in, c_noise=c_noise, var=var)
     parts = {k: rebuild(description[k], k) if part is None else part for k, part in given.items()}
-    weights = {k.removeprefix("net."): t for k, t in tensors.items() if k.startswith("net.")}
-    if net is None:
-        parts["net"].to(next((t.dtype for t in weights.values() if t.is_floating_point()), torch.float32))
-    try:
-        parts["net"].load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(
-            f"the weights in {path} do not fit the network {type(parts['net']).__name__}: {error}"
-        ) from error
-    parts["net"].eval()
+    _fill(path, parts["net"], tensors, own=net is not None)
     return NetDenoiser(**parts)
 
 
-def load_pretrained(name: str) -> NetDenoiser:
-    """A denoiser that ships with the course, by name. Raises FileNotFoundError that lists what there is."""
+def load_network(path: str | Path) -> nn.Module:
+    """The network of a checkpoint, alone: of one that `save_network` wrote, or of a denoiser.
+
+    Raises as `load_checkpoint` does.
+    """
+    tensors, description, _ = read_checkpoint(path)
+    net = rebuild(description["net"], "net")
+    _fill(path, net, tensors, own=False)
+    return net
+
+
+def _fill(path: str | Path, net: nn.Module, tensors: Mapping[str, Tensor], own: bool) -> None:
+    """Gives the network its weights; one of ours in their precision, except that half becomes float32."""
+    weights = {k.removeprefix("net."): t for k, t in tensors.items() if k.startswith("net.")}
+    if not own:
+        dtype = next((t.dtype for t in weights.values() if t.is_floating_point()), torch.float32)
+        net.to(torch.float32 if dtype is torch.float16 else dtype)  # float16 is how weights travel, not how they work
+    try:
+        net.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"the weights in {path} do not fit the network {type(net).__name__}: {error}") from error
+    net.eval()
+
+
+def shipped(name: str) -> Path:
+    """The file of a shipped checkpoint. Raises FileNotFoundError that lists what there is."""
     path = DATA / f"{name}.safetensors"
     if not path.is_file():
         names = sorted(p.stem for p in DATA.glob("*.safetensors"))
         raise FileNotFoundError(f"there is no shipped checkpoint {name!r}; there are: {', '.join(names) or 'none yet'}")
-    return load_checkpoint(path)
+    return path
+
+
+def load_pretrained(name: str) -> NetDenoiser:
+    """A denoiser that ships with the course, by name. Raises FileNotFoundError that lists what there is."""
+    return load_checkpoint(shipped(name))

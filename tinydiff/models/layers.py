@@ -42,7 +42,9 @@ class NoiseAndClass(nn.Module):
             y = torch.full(noise_level.shape, self.classes, device=noise_level.device)
         if y.shape != noise_level.shape or y.is_floating_point():
             raise ValueError(f"y must be {len(noise_level)} integer classes; got {tuple(y.shape)} of {y.dtype}")
-        if not y.is_meta and not ((y >= 0) & (y <= self.classes)).all():
+        # not while a GPU trains: it would be waited for in each step, and torch.compile would break off here
+        unseen = y.is_meta or self.training and y.device.type != "cpu" or torch.compiler.is_compiling()
+        if not unseen and not ((y >= 0) & (y <= self.classes)).all():
             raise ValueError(
                 f"y must lie in 0 ... {self.classes} ({self.classes} is no class); got {y.unique().tolist()}"
             )

@@ -11,6 +11,6 @@ A recipe is a module with these names, and `python -m tinydiff` offers what stan
     picture(samples, path)      writes a PNG
 """
 
-from tinydiff.recipes import digits, dpm, swiss_roll
+from tinydiff.recipes import digits, dpm, fashion, fashion_dit, swiss_roll
 
-RECIPES = {"swiss_roll": swiss_roll, "digits": digits, "dpm": dpm}
+RECIPES = {"swiss_roll": swiss_roll, "digits": digits, "dpm": dpm, "fashion_unet": fashion, "fashion_dit": fashion_dit}

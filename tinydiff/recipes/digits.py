@@ -58,11 +58,11 @@ def denoiser(s: Settings) -> NetDenoiser:
     return NetDenoiser(net, Cosine(), targets.v)
 
 
-def train(s: Settings, **options: Any) -> Iterator[Step]:
+def train(s: Settings, make=denoiser, labelled: bool = True, **options: Any) -> Iterator[Step]:
     real = datasets.digits_train()
     return fit(
-        denoiser(s),
-        dict(x0=real.x0, y=real.y),
+        make(s),
+        dict(x0=real.x0, y=real.y) if labelled else real.x0,
         steps=s.steps,
         lr=s.lr,
         batch_size=s.batch_size,

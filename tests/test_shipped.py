@@ -1,0 +1,84 @@
+"""What ships: each file says how it was made, is small, works, and stands on the page that lists all."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import ship
+import tinydiff as td
+from tinydiff.checkpoints import DATA, read_checkpoint
+from tinydiff.recipes import RECIPES, fashion_classifier
+from tinydiff.recipes.base import restored
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted(DATA.glob("*.safetensors"))
+EACH = pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+DENOISERS = [p for p in FILES if "schedule" in read_checkpoint(p)[1]]
+
+
+def test_all_is_small():
+    sizes = [p.stat().st_size for p in FILES]
+    assert max(sizes) <= ship.LARGEST and sum(sizes) <= 40e6
+
+
+def test_the_page_says_what_the_files_say():
+    assert ship.PAGE.read_text(encoding="utf-8") == ship.page(), "run: python tools/ship.py"
+
+
+@EACH
+def test_each_says_how_it_was_made(path):
+    _, _, made = read_checkpoint(path)
+    assert {"command", "settings", "hardware", "versions", "metrics"} <= made.keys()
+    assert "seed" in made["settings"] and all(isinstance(v, int | float) for v in made["metrics"].values())
+    assert not re.search(r"/(home|root|tmp|work|Users)/", json.dumps(made))
+
+
+@EACH
+def test_each_command_is_one_of_ours(path):
+    """Its settings are those of the recipe, so that the command makes this network again."""
+    _, description, made = read_checkpoint(path)
+    if made["command"].endswith("fashion_classifier"):
+        assert made["settings"].keys() == vars(fashion_classifier.SCALES["full"]).keys()
+        return
+    name = made["command"].split()[4]
+    recipe = RECIPES[name]
+    settings = restored(type(recipe.SCALES["full"]), made["settings"])
+    assert description == json.loads(json.dumps(td.checkpoints.describe_denoiser(recipe.denoiser(settings))))
+
+
+@pytest.mark.parametrize("path", DENOISERS, ids=lambda p: p.stem)
+def test_each_denoiser_knows_its_data(path):
+    """Its error at half the noise is below that of the mean image by far: no weights were lost on the way."""
+    d = td.load_pretrained(path.stem)
+    test = td.datasets.load("fashion-mnist-10k", "test").first(64)
+    g = torch.Generator().manual_seed(0)
+    c = d.schedule(0.5, like=test.x0)
+    x = c.alpha * test.x0 + c.sigma * torch.randn(test.x0.shape, generator=g)
+    with torch.no_grad():
+        error = (d(x, 0.5, y=test.y).x0 - test.x0).square().mean()
+    assert error < 0.25 * (test.x0 - test.x0.mean(0)).square().mean()
+
+
+def test_the_judge_reads_fashion():
+    test = td.datasets.load("fashion-mnist-10k", "test")
+    accuracy = fashion_classifier.accuracy(fashion_classifier.judge(), test)
+    _, _, made = read_checkpoint(td.checkpoints.shipped(fashion_classifier.NAME))
+    assert accuracy == pytest.approx(made["metrics"]["test_accuracy"], abs=0.01)  # there of 10,000, here of half
+    assert fashion_classifier.reference().n == 60_000
+
+
+def test_the_judge_tells_good_from_bad():
+    """Real images are at the floor, in blur and noise they are not; the parts of `judged` agree with their names."""
+    test = td.datasets.load("fashion-mnist-10k", "test")
+    real, y = test[slice(-1000, None)]  # what they are compared with begins at the other end
+    blurred = torch.nn.functional.avg_pool2d(real, 5, stride=1, padding=2)
+    noisy = real + 0.3 * torch.randn(real.shape, generator=torch.Generator().manual_seed(0))
+    said = {name: fashion_classifier.judged(x, y) for name, x in dict(real=real, blurred=blurred, noisy=noisy).items()}
+    assert 0.5 < said["real"]["fd"] / said["real"]["fd_floor"] < 2  # found: 0.65 to 1.24 in three parts of the data
+    assert abs(said["real"]["kid"]) < 0.2 * said["blurred"]["kid"] and abs(said["real"]["density"] - 1) < 0.15
+    for name in ("blurred", "noisy"):
+        assert said[name]["fd"] > 3 * said["real"]["fd"] and said[name]["precision"] < said["real"]["precision"]
+        assert said[name]["accuracy"] < said["real"]["accuracy"] and said[name]["kid"] > said["real"]["kid"]

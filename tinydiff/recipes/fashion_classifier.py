@@ -1,0 +1,152 @@
+"""A classifier of Fashion-MNIST, and what its features say of samples: the judge that ships as "fashion-classifier".
+
+The distance between Gaussians fitted to features is Fréchet's (Heusel et al. 2017), but only in Inception's features is
+it FID. So it is called FD here, and its floor, what real test images get, stands beside it.
+"""
+
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tinydiff import datasets, metrics
+from tinydiff.checkpoints import load_network, read_checkpoint, shipped
+from tinydiff.models import ConvClassifier
+from tinydiff.progress import progress
+from tinydiff.recipes.base import GPU
+from tinydiff.training import warmup_cosine
+
+NAME = "fashion-classifier"
+
+
+@dataclass(frozen=True)
+class Settings:
+    data: str = "fashion-mnist-10k"
+    epochs: int = 3
+    batch_size: int = 128
+    lr: float = 3e-3
+    seed: int = 0
+    device: str = "cuda" if GPU else "cpu"
+    threads: int = 2
+
+
+SCALES = {"laptop": Settings(), "full": Settings(data="fashion-mnist", epochs=6, threads=1)}
+
+
+def train(s: Settings) -> ConvClassifier:
+    """The classifier, trained by AdamW in float32, its learning rate along half a cosine."""
+    real = datasets.load(s.data).to(s.device)
+    with torch.random.fork_rng(devices=[s.device] if s.device.startswith("cuda") else []):
+        torch.manual_seed(s.seed)
+        net = ConvClassifier().to(s.device)
+        opt = torch.optim.AdamW(net.parameters(), lr=s.lr, weight_decay=0.05)
+        steps = s.epochs * len(real) // s.batch_size
+        rate = warmup_cosine(warmup=100, end=0.01)
+        for k in (bar := progress(range(steps), desc="training the classifier")):
+            if k % (len(real) // s.batch_size) == 0:
+                order = torch.randperm(len(real)).split(s.batch_size)
+            batch = real.batch(order[k % (len(real) // s.batch_size)])
+            loss = F.cross_entropy(net(batch["x0"]), batch["y"])
+            opt.param_groups[0]["lr"] = s.lr * rate(k, steps)
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    return net.eval()
+
+
+@torch.no_grad()
+def accuracy(net: ConvClassifier, images: datasets.Images) -> float:
+    """Share of the images that the classifier reads as their label."""
+    right = [net(x).argmax(1) == y for x, y in batches(images)]
+    return torch.cat(right).double().mean().item()
+
+
+def batches(images: datasets.Images, size: int = 500) -> Iterable[tuple[Tensor, Tensor]]:
+    return (images[i : i + size] for i in range(0, len(images), size))
+
+
+# ---- the shipped judge ---------------------------------------------------------------------------
+
+
+@functools.cache
+def judge() -> ConvClassifier:
+    """The shipped classifier."""
+    return load_network(shipped(NAME))
+
+
+@functools.cache
+def reference() -> metrics.Moments:
+    """Mean and covariance of the features of all 60,000 training images, which ship with the classifier."""
+    tensors, _, _ = read_checkpoint(shipped(NAME))
+    stored = {k.removeprefix("reference."): t for k, t in tensors.items() if k.startswith("reference.")}
+    return metrics.Moments.from_tensors(stored)
+
+
+@torch.no_grad()
+def features(x: Tensor, net: ConvClassifier | None = None) -> Tensor:
+    """(n, 64) features of images in [-1, 1], by the shipped classifier."""
+    net = net or judge()
+    return torch.cat([net.features(part) for part in x.float().split(500)])
+
+
+@functools.cache
+def test_features() -> Tensor:
+    """(5000, 64) features of the test images that ship."""
+    return features(datasets.load("fashion-mnist-10k", "test").x0)
+
+
+def judged(x: Tensor, y: Tensor | None = None) -> dict[str, int | float]:
+    """What the shipped judge says of samples (n, 1, 28, 28), of classes y where these were asked for.
+
+    fd: Fréchet distance to the 60,000 training images; fd_floor: that of as many test images, at most the 5,000 that
+    ship. kid, precision, recall, density and coverage: against these. accuracy: read as the class asked for.
+    """
+    f, real = features(x), test_features()
+    n = min(len(f), len(real))
+    pr, dc = metrics.precision_recall(f[:n], real[:n]), metrics.density_coverage(f[:n], real[:n])
+    said = {
+        "n": len(f),
+        "fd": metrics.frechet_distance(f, reference()),
+        "fd_floor": metrics.frechet_distance(real[:n], reference()),
+        "kid": metrics.kid(f[:n], real[:n]),
+        "precision": pr.precision,
+        "recall": pr.recall,
+        "density": dc.density,
+        "coverage": dc.coverage,
+    }
+    if y is not None:
+        with torch.no_grad():
+            read = torch.cat([judge()(part).argmax(1) for part in x.float().split(500)])
+        said["accuracy"] = (read == y).double().mean().item()
+    return said
+
+
+def main() -> None:
+    """Trains the judge at the chosen scale and writes it, with the moments of its features, where it ships."""
+    import dataclasses
+    import time
+
+    from tinydiff.checkpoints import DATA, save_network
+    from tinydiff.notebook import scale
+    from tinydiff.recipes.base import describe_hardware
+    from tinydiff.results import provenance
+
+    s, start = SCALES[scale()], time.perf_counter()
+    torch.set_num_threads(s.threads)
+    net = train(s).cpu()
+    made = provenance(f"TINYDIFF_SCALE={scale()} python -m tinydiff.recipes.fashion_classifier")
+    made |= {"settings": dataclasses.asdict(s), "hardware": describe_hardware(s.device, s.threads)}
+    made |= {"seconds": round(time.perf_counter() - start)}
+    made |= {"metrics": {"test_accuracy": accuracy(net, datasets.load("fashion-mnist", "test"))}}
+    f = torch.cat([features(x, net) for x, _ in progress(batches(datasets.load("fashion-mnist")), total=120)])
+    moments = {f"reference.{k}": t for k, t in metrics.Moments.of(f).tensors().items()}
+    save_network(DATA / f"{NAME}.safetensors", net, made, moments)
+    print(made["metrics"])
+
+
+if __name__ == "__main__":
+    main()
