@@ -78,7 +78,13 @@ def main() -> None:
     runs = [(v, seed) for seed in SEEDS for v in VARIANTS if (v, seed) not in done]
     for variant, seed in progress(runs, desc="runs"):
         rows.append(run(variant, seed))
-        save_results(NAME, made | {"rows": rows})
+        save(made, rows)
+    save(made, rows)
+
+
+def save(made: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    seconds = round(sum(row.get("cpu_seconds", 0.0) for row in rows))  # of the CPU, over all calls of this study
+    save_results(NAME, made | {"seconds": seconds, "rows": rows})
 
 
 if __name__ == "__main__":
