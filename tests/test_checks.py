@@ -8,7 +8,10 @@ import pytest
 import solutions_bound
 import solutions_ddim
 import solutions_ddpm
+import solutions_dit
+import solutions_evaluation
 import solutions_flow
+import solutions_images
 import solutions_improved
 import solutions_langevin
 import solutions_likelihood
@@ -33,6 +36,9 @@ FILES = (
     solutions_flow,
     solutions_ddim,
     solutions_solvers,
+    solutions_images,
+    solutions_dit,
+    solutions_evaluation,
 )
 EXERCISES = {name: entry for file in FILES for name, entry in file.EXERCISES.items()}
 RIGHT = [(name, f) for name, (_, solutions, _) in EXERCISES.items() for f in solutions]

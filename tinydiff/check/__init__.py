@@ -7,7 +7,10 @@ from tinydiff.check.bound import letters_back, tilted_step, true_step
 from tinydiff.check.core import CheckFailed
 from tinydiff.check.ddim import forward_given_data, invert_exactly, mix_latents, sampled_std
 from tinydiff.check.ddpm import best_eps, cosine_betas, jump, reverse_mean, skip_step
+from tinydiff.check.dit import adaln_single, attend, block_macs, patchify, place
+from tinydiff.check.evaluation import extrapolate, frechet, kid_unbiased, nearest_shifted, precision
 from tinydiff.check.flow import adopt_lipman, points_velocity, sorted_pairs, velocity_from_score
+from tinydiff.check.images import decoder_channels, group_norm, iou, noise_embedding, receptive_field
 from tinydiff.check.improved import discretised_log_prob, importance
 from tinydiff.check.langevin import decaying_steps, escape_time, langevin_accept, minibatch_score, preconditioned_step
 from tinydiff.check.likelihood import euler_log_prob, linear_flow_log_prob, pixel_bits, trace_estimate

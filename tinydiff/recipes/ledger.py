@@ -9,7 +9,7 @@ are CPU seconds, which load changes least. The distance is the size of the energ
 its floor is what two draws of real data give.
 
 Results with provenance go to data/results/ledger.json, and the table in the README is made of that file. To add a
-row, add a System to `systems` or `systems_ode`, measure it, and show the rows of a notebook there by `show("05")`.
+row, add a System to one of the modules `systems*`, measure it, and show the rows of a notebook there by `show("05")`.
 """
 
 import functools
@@ -22,11 +22,11 @@ from typing import Any
 import torch
 
 from tinydiff.progress import progress
-from tinydiff.recipes import systems, systems_ode
+from tinydiff.recipes import systems, systems_images, systems_ode
 from tinydiff.recipes.systems import System, distance
 from tinydiff.results import load_results, provenance, save_results
 
-SYSTEMS = [*systems.SYSTEMS, *systems_ode.SYSTEMS]
+SYSTEMS = [*systems.SYSTEMS, *systems_ode.SYSTEMS, *systems_images.SYSTEMS]
 SEEDS = (0, 1, 2)
 README = Path(__file__).resolve().parents[2] / "README.md"
 MARKS = ("<!-- ledger -->\n", "<!-- /ledger -->")
