@@ -133,7 +133,7 @@ def test_channels_last_changes_nothing():
 def test_bf16_is_near_and_leaves_the_weights_in_float32():
     plain, a = fit_images()
     half, b = fit_images(Hardware(precision="bf16"))
-    assert half != plain and half == pytest.approx(plain, rel=0.02)  # found: within 0.003
+    assert half != plain and half == pytest.approx(plain, rel=1e-3)  # found at three seeds: within 2.1e-5
     assert {p.dtype for p in b.net.parameters()} == {torch.float32}
     working = Hardware(precision="bf16").prepare(b)
     x = torch.randn(2, 1, 8, 8)

@@ -171,7 +171,8 @@ def fit(
 
     bar = progress(range(start, steps), desc="training", total=steps - start, show=on.main)
     for k in bar:
-        save = checkpoint is not None and ((k + 1) % every == 0 or k + 1 == steps)
+        stop = minutes is not None and on.any(over())  # after this step
+        save = checkpoint is not None and (stop or (k + 1) % every == 0 or k + 1 == steps)
         check = device.type != "cuda" or save or k % 16 == 0 or k + 1 == steps
         opt.zero_grad()
         value = torch.zeros((), device=device)
@@ -197,8 +198,7 @@ def fit(
         step = Step(k + 1, on.mean(value), replace(d, net=average.net))
         if check:
             bar.set_postfix(loss=f"{step.loss:.4f}", refresh=False)
-        stop = minutes is not None and on.any(over())
-        if (save or stop and checkpoint) and on.main:
+        if save and on.main:
             _save(checkpoint, step, run, net, opt, recipe)
         yield step
         if stop:

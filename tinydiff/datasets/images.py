@@ -78,9 +78,8 @@ class Images(Dataset):
 
     def batch(self, i: Int[Tensor, " b"]) -> dict[str, Tensor]:
         """The images of these numbers as td.fit wants them, on the device where the pixels lie."""
-        i = i.to(self.pixels.device)
-        x0 = self.pixels[i].float() / 127.5 - 1
-        return {"x0": x0} if self.y is None else {"x0": x0, "y": self.y[i]}
+        drawn = self[i.to(self.pixels.device)]
+        return {"x0": drawn} if self.y is None else dict(zip(("x0", "y"), drawn, strict=True))
 
     @property
     def x0(self) -> Float[Tensor, "n c h w"]:

@@ -23,15 +23,21 @@ from tinydiff.training import Step, drop_labels, fit, warmup_cosine
 
 
 @dataclass(frozen=True)
-class Settings(Run):
+class Fashion(Run):
+    """What any network on these images is trained and judged by."""
+
     data: str = "fashion-mnist-10k"  # or fashion-mnist: all 60,000
+    drop: float = 0.1  # share of labels that are dropped
+    sampling_steps: int = 25  # of DPM-Solver++(2M)
+    samples: int = 500  # for evaluation
+
+
+@dataclass(frozen=True)
+class Settings(Fashion):
     width: int = 16  # channels at 28 pixels
     mults: tuple[int, ...] = (1, 2, 4)  # at 28, 14 and 7 pixels
     blocks: int = 1
     dropout: float = 0.0
-    drop: float = 0.1  # share of labels that are dropped
-    sampling_steps: int = 25  # of DPM-Solver++(2M)
-    samples: int = 500  # for evaluation
 
 
 SCALES = {
@@ -62,7 +68,7 @@ def denoiser(s: Settings) -> NetDenoiser:
         return NetDenoiser(net(s).to(s.device), Cosine(), targets.v)
 
 
-def train(s: Run, make=denoiser, **options: Any) -> Iterator[Step]:
+def train(s: Fashion, make=denoiser, **options: Any) -> Iterator[Step]:
     return fit(
         make(s),
         datasets.load(s.data).to(s.device),
@@ -82,7 +88,7 @@ def labels(n: int) -> Tensor:
     return torch.arange(n) % 10
 
 
-def generate(d: NetDenoiser, n: int, s: Run, seed: int = 0, batch: int = 500) -> Tensor:
+def generate(d: NetDenoiser, n: int, s: Fashion, seed: int = 0, batch: int = 500) -> Tensor:
     """n images of the classes `labels(n)`, without guidance, by DPM-Solver++(2M)."""
     parts = []
     for i, y in enumerate(labels(n).split(batch)):
@@ -99,7 +105,7 @@ def picture(samples: Tensor, path: str | Path) -> None:
     plotting.image_grid(samples[:100]).figure.savefig(path)
 
 
-def evaluate(d: NetDenoiser, s: Run, seed: int = 0) -> dict[str, int | float]:
+def evaluate(d: NetDenoiser, s: Fashion, seed: int = 0) -> dict[str, int | float]:
     """Fréchet distance and its kin in the features of the shipped classifier, each beside its floor."""
     from tinydiff.recipes import fashion_classifier as judge
 

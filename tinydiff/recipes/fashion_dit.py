@@ -14,23 +14,19 @@ from tinydiff import targets
 from tinydiff.denoisers import NetDenoiser
 from tinydiff.models import DiT
 from tinydiff.recipes import fashion
-from tinydiff.recipes.base import GPU, ON_A_GPU, Run
+from tinydiff.recipes.base import GPU, ON_A_GPU
 from tinydiff.recipes.fashion import evaluate, generate, labels, picture  # noqa: F401, parts of a recipe
 from tinydiff.schedules import Cosine
 from tinydiff.training import Step
 
 
 @dataclass(frozen=True)
-class Settings(Run):
-    data: str = "fashion-mnist-10k"  # or fashion-mnist: all 60,000
+class Settings(fashion.Fashion):
     patch: int = 4
     width: int = 64
     depth: int = 4
     heads: int = 4
     conditioning: str = "adaln-zero"
-    drop: float = 0.1  # share of labels that are dropped
-    sampling_steps: int = 25  # of DPM-Solver++(2M)
-    samples: int = 500  # for evaluation
 
 
 SCALES = {
