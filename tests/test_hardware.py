@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -81,26 +83,55 @@ def test_a_batch_that_cannot_be_divided():
         run(on=Hardware(accumulate=3))
 
 
-def test_two_processes_train_as_one_that_accumulates(tmp_path):
+LAUNCH = "-m accelerate.commands.accelerate_cli launch --multi_gpu --num_processes 2 --num_machines 1"
+LAUNCH += " --mixed_precision no --dynamo_backend no --main_process_port 0"
+
+
+def python(*argv: str, **more: str) -> None:
+    """Runs Python in a process of its own. Raises AssertionError with what it printed if it fails."""
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | more
+    done = subprocess.run([sys.executable, *argv], env=env, capture_output=True, text=True, timeout=120)
+    assert not done.returncode, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """Runs Python in two CPU processes that accelerate launches; skips where they cannot add two numbers."""
+    run = partial(python, *LAUNCH.split(), ACCELERATE_USE_CPU="true")
+    script = tmp_path / "sum.py"
+    script.write_text(
+        "import torch, accelerate\n"
+        "a = accelerate.Accelerator(cpu=True)\n"
+        "assert a.reduce(torch.ones(1), 'sum').item() == a.num_processes == 2\n"
+        "a.end_training()\n"
+    )
+    try:
+        run(str(script))
+    except (AssertionError, subprocess.TimeoutExpired) as error:  # a sandbox without sockets, say
+        pytest.skip(f"two processes cannot talk to each other on this machine: {str(error)[-1500:]}")
+    return run
+
+
+def test_two_processes_train_as_one_that_accumulates(tmp_path, launch):
     """`accelerate launch` with two CPU processes and one process with both halves: equal losses, equal weights."""
     settings = "--steps 4 --batch-size 8 --width 8 --mults 1 2 --samples 20 --sampling-steps 2 --warmup 1 --threads 1"
     alone, both = tmp_path / "alone.safetensors", tmp_path / "both.safetensors"
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     train = ["-m", "tinydiff", "train", "fashion_unet", *settings.split()]
-    launch = "-m accelerate.commands.accelerate_cli launch --multi_gpu --num_processes 2 --num_machines 1".split()
-    launch += "--mixed_precision no --dynamo_backend no --main_process_port 0".split()
-    for out, command, more in (
-        (alone, [*train, "--accumulate", "2"], {}),
-        (both, [*launch, *train], {"ACCELERATE_USE_CPU": "true"}),
-    ):
-        subprocess.run(
-            [sys.executable, *command, "--out", str(out)], env=env | more, check=True, capture_output=True, timeout=300
-        )
+    python(*train, "--accumulate", "2", "--out", str(alone))
+    launch(*train, "--out", str(both))
     first, second = read_log(alone.with_suffix(".jsonl")), read_log(both.with_suffix(".jsonl"))
     assert [line["step"] for line in first] == [line["step"] for line in second] == [1, 2, 3, 4]
     assert [line["loss"] for line in first] == pytest.approx([line["loss"] for line in second], rel=1e-5)
     a, b = td.load_checkpoint(alone), td.load_checkpoint(both)
     torch.testing.assert_close(weights(a), weights(b), rtol=1e-4, atol=1e-5)
+
+
+def test_times_outside_their_range_are_named_by_fit_itself():
+    """On a GPU the schedule does not look at them while training."""
+    blind = dict(loss=lambda d, x0, t, **cond: d.net(x0, t, **cond).square().mean(1))
+    late = lambda n, device: torch.linspace(0.5, 1.5, n, device=device)  # noqa: E731
+    with pytest.raises(ValueError, match=r"times must draw t in \[0, 1\]; got 0.5 to 1.5"):
+        run(times=late, **blind)
 
 
 # ---- precision, formats, compilation -------------------------------------------------------------
@@ -248,6 +279,22 @@ def test_a_log_is_written_when_the_caller_stops(tmp_path):
             break
     steps.close()
     assert [line["step"] for line in read_log(tmp_path / "run.jsonl")] == [3]
+
+
+def test_what_a_judge_says_stands_in_the_log_and_its_time_does_not(tmp_path):
+    path, asked = tmp_path / "run.jsonl", []
+
+    def judge(step):
+        time.sleep(0.5)
+        asked.append(step.number)
+        return {"fd": 1.5}
+
+    steps = td.fit(denoiser(), data(), steps=7, batch_size=8)
+    list(logged(steps, path, every=2, judge=judge, judge_every=3))
+    lines = read_log(path)
+    assert asked == [3, 6] and [line["step"] for line in lines] == [2, 3, 4, 6, 7]
+    assert [line.get("fd") for line in lines] == [None, 1.5, None, 1.5, None]
+    assert lines[-1]["seconds"] < 0.5
 
 
 def test_tensorboard_that_is_missing_is_named(tmp_path, monkeypatch):

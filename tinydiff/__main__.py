@@ -71,11 +71,13 @@ def run(command: str, name: str, recipe: Any, argv: list[str]) -> int:
         resume: bool = False,
         minutes: float | None = None,
         grids: int = 0,
+        judge: int = 0,
         tensorboard: bool = False,
     ) -> None:
         """Train, save the averaged weights with their recipe, and print the metrics.
 
-        Beside the checkpoint OUT.jsonl holds the loss as it falls, a line of JSON each hundredth of the run.
+        Beside the checkpoint OUT.jsonl holds the loss as it falls, a line of JSON each hundredth of the run, and the
+        metrics at the end.
 
         Args:
             s: settings.
@@ -83,9 +85,10 @@ def run(command: str, name: str, recipe: Any, argv: list[str]) -> int:
             resume: continue from it if it is there.
             minutes: stop after this time; --resume goes on.
             grids: pictures of samples, this many in a run, beside the checkpoint.
+            judge: the recipe's metrics of at most 2,000 samples in the log, this many times in a run.
             tensorboard: log to TensorBoard as well (an extra: pip install tensorboard).
         """
-        from tinydiff.logs import logged
+        from tinydiff.logs import append, logged
 
         start = time.perf_counter()
         torch.set_num_threads(s.threads)
@@ -102,17 +105,24 @@ def run(command: str, name: str, recipe: Any, argv: list[str]) -> int:
         options = dict(minutes=minutes) | (dict(on=on) if on != Hardware() else {})
         steps = recipe.train(s, checkpoint=out, every=max(1, s.steps // 20), resume=resume, recipe=made, **options)
         if on.main:
-            steps = logged(steps, out.with_suffix(".jsonl"), every=max(1, s.steps // 100), tensorboard=tensorboard)
+            few = dataclasses.replace(s, samples=min(2000, s.samples)) if judge else s
+            asked = dict(judge=lambda step: recipe.evaluate(step.denoiser, few)) if judge else {}
+            asked |= dict(judge_every=max(1, s.steps // max(1, judge)), tensorboard=tensorboard)
+            steps = logged(steps, out.with_suffix(".jsonl"), every=max(1, s.steps // 100), **asked)
         number = 0
         for step in steps:
             number = step.number
             if on.main and grids and step.number % max(1, s.steps // grids) == 0:
                 recipe.picture(recipe.generate(step.denoiser, 100, s), out.with_name(f"{out.stem}-{number:06d}.png"))
+        if accelerator:
+            accelerator.wait_for_everyone()
+            accelerator.end_training()  # a process that ends with its group open can abort
         if not on.main:
             return
         d = load(out, s)
         seconds = time.perf_counter() - start
         metrics = {"seconds": round(seconds, 1), **recipe.evaluate(d, s)}
+        append(out.with_suffix(".jsonl"), {"step": number, **metrics})
         print(json.dumps(metrics, indent=2))
         print(f"saved {out}" + (f" at step {number} of {s.steps}: --resume goes on" if 0 < number < s.steps else ""))
 

@@ -2,17 +2,25 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from tinydiff.training import Step
 
 
-def logged(steps: Iterator[Step], path: str | Path, every: int = 100, tensorboard: bool = False) -> Iterator[Step]:
+def logged(
+    steps: Iterator[Step],
+    path: str | Path,
+    every: int = 100,
+    tensorboard: bool = False,
+    judge: Callable[[Step], Mapping[str, int | float]] | None = None,
+    judge_every: int = 1000,
+) -> Iterator[Step]:
     """Hands on every step of `fit`, and appends a line to `path` each `every` steps and at the last.
 
     A line holds the step, the mean loss since the line before, and the seconds since this call began: a resumed run
     appends to the lines of the first. The losses stay on their device until a line is due.
+    `judge` is asked each `judge_every` steps, and what it says stands in a line of that step; clocks stand meanwhile.
     `tensorboard=True` writes the same numbers for TensorBoard beside it, in the folder named like it.
 
     Raises ModuleNotFoundError that says what to install where TensorBoard is asked for and missing.
@@ -22,30 +30,39 @@ def logged(steps: Iterator[Step], path: str | Path, every: int = 100, tensorboar
     writer = _tensorboard(path.with_suffix("")) if tensorboard else None
     begin, losses, last = time.perf_counter(), [], None
 
-    def write(step: Step) -> None:
-        line = {
-            "step": step.number,
-            "loss": sum(value.item() for value in losses) / len(losses),
-            "seconds": round(time.perf_counter() - begin, 3),
-        }
-        with open(path, "a", encoding="utf-8") as f:
-            f.write(json.dumps(line) + "\n")
+    def write(step: Step, ask: bool) -> None:
+        nonlocal begin
+        line = {"step": step.number, "loss": sum(value.item() for value in losses) / len(losses)}  # waits for a GPU
+        line["seconds"] = round(time.perf_counter() - begin, 3)
+        if ask:
+            start = time.perf_counter()
+            line |= judge(step)
+            begin += time.perf_counter() - start
+        append(path, line)
         if writer:
-            writer.add_scalar("loss", line["loss"], step.number)
+            for name in line.keys() - {"step", "seconds"}:
+                writer.add_scalar(name, line[name], step.number)
             writer.flush()
         losses.clear()
 
     try:
         for last in steps:
             losses.append(last.value)
-            if last.number % every == 0:
-                write(last)
+            ask = judge is not None and last.number % judge_every == 0
+            if ask or last.number % every == 0:
+                write(last, ask)
             yield last
     finally:
         if losses:
-            write(last)
+            write(last, ask=False)
         if writer:
             writer.close()
+
+
+def append(path: str | Path, line: Mapping[str, int | float]) -> None:
+    """Adds a line of JSON."""
+    with open(path, "a", encoding="utf-8") as f:
+        f.write(json.dumps(line) + "\n")
 
 
 def _tensorboard(folder: Path):

@@ -152,7 +152,8 @@ def fit(
     16 steps, for it is not waited for before, and always before a checkpoint is written).
     """
     net, device = d.net.train(), next(d.net.parameters()).device
-    opt, average = optimizer(net.parameters(), lr=lr), EMA(net, ema)
+    working = on.prepare(d)  # computes with the same weights
+    opt, average = optimizer(net.parameters(), lr=lr), EMA(net, ema)  # in the memory format that was asked for
     run = dict(steps=steps, lr=lr, batch_size=batch_size, seed=seed, ema=ema, clip=clip)
     run |= {"parts": on.parts} if on.parts > 1 else {}
     if resume and not checkpoint:
@@ -160,7 +161,6 @@ def fit(
     if batch_size % on.parts:
         raise ValueError(f"batch_size must divide by the {on.parts} micro-batches of a step; got {batch_size}")
     start = _restore(checkpoint, run, d, opt, average) if resume and Path(checkpoint).exists() else 0
-    working = on.prepare(d)  # computes with the same weights
     if on.accelerator and isinstance(data, DataLoader):
         data = on.accelerator.prepare(data)  # each process reads batches of its own
     batches, mine, over = _batches(data, batch_size // on.parts), on.mine(), within(minutes)
@@ -181,6 +181,8 @@ def fit(
                 batch = {name: part.to(device, non_blocking=True) for name, part in next(batches).items()}
                 batch = drop(batch) if drop else batch
                 t = times(len(batch["x0"]), device=device)
+                if check and not ((t >= 0) & (t <= 1)).all():
+                    raise ValueError(f"times must draw t in [0, 1]; got {t.min().item():g} to {t.max().item():g}")
                 part = loss(working, t=t, **batch).mean() / on.accumulate
                 if check and not part.isfinite():
                     finite = all(v.isfinite().all() for v in batch.values())
@@ -222,17 +224,19 @@ def _batches(data: Any, batch_size: int) -> Iterator[Batch]:
                 raise ValueError(f"data[{name!r}] must have {len(data['x0'])} rows, like x0; got {len(value)}")
             if not value.isfinite().all():
                 raise ValueError(f"data[{name!r}] holds NaN or infinity in {int((~value.isfinite()).sum())} places")
-        size = len(data["x0"])
+        size, place = len(data["x0"]), data["x0"].device
         draw = lambda i: {name: value[i] for name, value in data.items()}  # noqa: E731
     elif hasattr(data, "batch"):  # draws many at once, where its data lie
-        size, draw = len(data), data.batch
+        size, draw, place = len(data), data.batch, data.device
     elif isinstance(data, Dataset):
-        size, draw = len(data), lambda i: _as_dict(default_collate([data[j] for j in i.tolist()]))
+        size, place = len(data), "cpu"
+        draw = lambda i: _as_dict(default_collate([data[j] for j in i.tolist()]))  # noqa: E731
     else:
         return _loaded(data)
     if not size:
         raise ValueError("data is empty")
-    return (draw(torch.randint(size, (batch_size,))) for _ in iter(int, 1))
+    # drawn where the data lie: to copy the numbers there would be to wait for all that a GPU has yet to do
+    return (draw(torch.randint(size, (batch_size,), device=place)) for _ in iter(int, 1))
 
 
 def _loaded(loader: Any) -> Iterator[Batch]:

@@ -3,16 +3,18 @@
     python tools/bench_images.py                # all cases for this machine; part of `make bench`
     python tools/bench_images.py --case unet    # one of them
 
-Each measurement is a process of its own: `steps` steps of forward, mean squared error, backward and fused Adam, after
-three to warm up. Ours and theirs take turns, `rounds` times, so that what else the machine does hits both alike; the
-median is given, with the range. Memory is the peak above what stood before the network: of the allocator on a GPU, of
-the process on a CPU. Results go to data/results/benchmark_images.json with how they were made.
+A measurement is `steps` steps of forward, mean squared error, backward and fused Adam, after three to warm up; the
+median of `rounds` is given, with the range. On a CPU each is a process of its own, and ours and theirs take turns, so
+that what else the machine does hits both alike; on a GPU one process measures one network after the other, all rounds
+at once. Memory is the peak above what stood before the network: of the allocator on a GPU, of the process on a CPU.
+Results go to data/results/benchmark_images.json, or benchmark_images_gpu.json, with how they were made.
 
 Equal flags (precision, compile, channels-last) for both; what the flags gain over plain eager is a row of its own. On a
 GPU model FLOP utilisation is printed: 6 multiply-accumulates' flops a sample, over the card's peak in bf16.
 """
 
 import argparse
+import gc
 import json
 import resource
 import statistics
@@ -32,9 +34,9 @@ from torch import nn  # noqa: E402
 from tinydiff.hardware import Hardware  # noqa: E402
 from tinydiff.models import DiT, UNet, cost  # noqa: E402
 from tinydiff.progress import progress  # noqa: E402
-from tinydiff.results import provenance, save_results  # noqa: E402
+from tinydiff.results import FOLDER, provenance, save_results  # noqa: E402
 
-RESULTS = ROOT / "data" / "results" / "benchmark_images.json"
+RESULTS = {"cpu": "benchmark_images", "cuda": "benchmark_images_gpu"}
 PEAK_BF16 = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense, of the makers' data sheets
 
 
@@ -120,18 +122,25 @@ def theirs(case: Case) -> nn.Module:
     )
 
 
-def measure(case: Case, make: Any, device: str) -> dict[str, float]:
-    """Images a second and peak memory of training, in this process."""
+MAKERS = {"ours": ours, "theirs": theirs}
+
+
+def measure(case: Case, make: Any, device: str, rounds: int = 1) -> list[dict[str, float]]:
+    """Images a second and peak memory of training, in this process, once for each round."""
     torch.manual_seed(0)
     hardware = Hardware(**dict(case.flags))
-    net = make(case).to(device).train()
+    if device == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     before = memory(device)
+    net = make(case).to(device).train()
     if hardware.channels_last:
         net.to(memory_format=torch.channels_last)
     run = torch.compile(net) if hardware.compile else net
     opt = torch.optim.Adam(net.parameters(), lr=1e-4, fused=True)
     b = case.shape[0]
-    x, t, noise = torch.randn(case.shape, device=device), 1000 * torch.rand(b, device=device), None
+    x, t = torch.randn(case.shape, device=device), 1000 * torch.rand(b, device=device)
     y = (torch.arange(b, device=device) % 10,) if case.network == "dit" else ()
     if hardware.channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
@@ -146,19 +155,18 @@ def measure(case: Case, make: Any, device: str) -> dict[str, float]:
 
     for _ in range(3):
         step()
-    wait(device)
-    start, cpu = time.perf_counter(), time.process_time()
-    for _ in range(case.steps):
-        step()
-    wait(device)
-    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-    n = b * case.steps
-    return {
-        "images_per_second": n / seconds,
-        "images_per_cpu_second": n / cpu,
-        "megabytes": (memory(device) - before) / 1e6,
-        "parameters": cost.parameters(net),
-    }
+    found = []
+    for _ in range(rounds):
+        wait(device)
+        start, cpu = time.perf_counter(), time.process_time()
+        for _ in range(case.steps):
+            step()
+        wait(device)
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+        n = b * case.steps
+        found += [{"images_per_second": n / seconds, "images_per_cpu_second": n / cpu}]
+    memory_and_size = {"megabytes": (memory(device) - before) / 1e6, "parameters": cost.parameters(net)}
+    return [f | memory_and_size for f in found]
 
 
 def wait(device: str) -> None:
@@ -188,7 +196,7 @@ def child(name: str, library: str, device: str, threads: int) -> dict[str, float
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=sorted({*CPU, *GPU}), help="only this one")
+    parser.add_argument("--case", choices=sorted({*CPU, *GPU}), help="only this one; the others stay as they are")
     parser.add_argument("--library", choices=("ours", "theirs"), help="measure in this process, and print")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU")
@@ -196,17 +204,23 @@ def main() -> None:
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
     if a.library:
-        print(json.dumps(measure(cases(a.device)[a.case], {"ours": ours, "theirs": theirs}[a.library], a.device)))
+        print(json.dumps(measure(cases(a.device)[a.case], MAKERS[a.library], a.device)[0]))
         return
     results: dict[str, Any] = {"made": provenance("python tools/bench_images.py"), "device": device_name(a.device)}
-    results |= {"threads": a.threads, "rounds": a.rounds, "cases": {}}
+    results |= {"threads": a.threads, "cases": {}}
+    path = FOLDER / f"{RESULTS[a.device]}.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if a.case and all(before.get(k) == results[k] for k in ("made", "device", "threads")):  # measured alike
+        results["cases"] = before["cases"]
     for name in [a.case] if a.case else cases(a.device):
         case = cases(a.device)[name]
-        found: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
-        for _ in progress(range(a.rounds), desc=name):
+        found: dict[str, list[dict[str, float]]] = {library: [] for library in MAKERS}
+        if a.device == "cuda":
+            found = {library: measure(case, make, a.device, a.rounds) for library, make in MAKERS.items()}
+        for _ in progress(range(a.rounds if a.device == "cpu" else 0), desc=name):
             for library in found:
                 found[library].append(child(name, library, a.device, a.threads))
-        row: dict[str, Any] = {"flags": dict(case.flags), "batch": list(case.shape)}
+        row: dict[str, Any] = {"flags": dict(case.flags), "batch": list(case.shape), "rounds": a.rounds}
         for library, values in found.items():
             row[library] = {k: statistics.median(v[k] for v in values) for k in values[0]}
             row[library]["range"] = [f(v["images_per_second"] for v in values) for f in (min, max)]
@@ -216,8 +230,7 @@ def main() -> None:
             row["utilisation"] = utilisation(case, row["ours"]["images_per_second"])
         results["cases"][name] = row
         print(name, json.dumps(row))
-    if not a.case:
-        print(save_results(RESULTS.stem, results).relative_to(ROOT))
+        save_results(RESULTS[a.device], results)
 
 
 def utilisation(case: Case, images_per_second: float) -> float | None:

@@ -22,6 +22,7 @@ LARGEST = 5_000_000  # bytes of one, 40 MB in all
 
 
 def ship(name: str, run: Path, recipe_name: str) -> None:
+    from tinydiff.logs import read_log
     from tinydiff.recipes import RECIPES
     from tinydiff.recipes.base import command, restored
 
@@ -30,19 +31,22 @@ def ship(name: str, run: Path, recipe_name: str) -> None:
     full = recipe.SCALES["full"]
     settings = restored(type(full), made["recipe"]["settings"])
     settings = replace(settings, samples=full.samples, sampling_steps=full.sampling_steps)  # how it is judged now
-    torch.set_num_threads(settings.threads)
+    here = replace(settings, device=full.device, threads=full.threads)
+    torch.set_num_threads(here.threads)
     d = load_checkpoint(run)
     d.net.half()
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(Path(folder) / "half.safetensors", d)
         d = load_checkpoint(Path(folder) / "half.safetensors")
-    metrics = recipe.evaluate(d, settings)
+    d.net.to(here.device)
+    metrics = recipe.evaluate(d, here)
     card = made["recipe"] | {"steps": made["step"], "metrics": metrics}
+    card |= {"log": [line for line in read_log(run.with_suffix(".jsonl")) if "fd" in line]}
     card |= {"command": command(recipe_name, "full", settings, full), "settings": asdict(settings)}
     picture = ROOT / "docs" / "checkpoints" / f"{name}.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
-    recipe.picture(recipe.generate(d, 100, settings), picture)
-    d.net.half()
+    recipe.picture(recipe.generate(d, 100, here), picture)
+    d.net.cpu().half()
     save_checkpoint(DATA / f"{name}.safetensors", d, card)
     size = (DATA / f"{name}.safetensors").stat().st_size
     if size > LARGEST:
@@ -74,6 +78,12 @@ def page() -> str:
             lines += [f"| steps | {made['steps']} of {settings['steps']}, batches of {settings['batch_size']} |"]
         lines += [f"| {name.replace('_', ' ')} | {said(value)} |" for name, value in made["metrics"].items()]
         lines += [""]
+        if log := made.get("log"):
+            lines += ["As it trained, before the weights were rounded:", "", "| step | seconds | n | fd | fd floor |"]
+            lines += ["| --- | --- | --- | --- | --- |"]
+            keys = ("step", "seconds", "n", "fd", "fd_floor")
+            lines += ["| " + " | ".join(said(line[k]) for k in keys) + " |" for line in log]
+            lines += [""]
     return "\n".join(lines)
 
 

@@ -82,6 +82,10 @@ class Images(Dataset):
         return {"x0": drawn} if self.y is None else dict(zip(("x0", "y"), drawn, strict=True))
 
     @property
+    def device(self) -> torch.device:
+        return self.pixels.device
+
+    @property
     def x0(self) -> Float[Tensor, "n c h w"]:
         """All images as float32 in [-1, 1]: four times the memory."""
         return self.pixels.float() / 127.5 - 1
