@@ -35,7 +35,7 @@ from tinydiff import (
 from tinydiff.checkpoints import load_checkpoint, load_pretrained, save_checkpoint
 from tinydiff.denoisers import Denoiser, NetDenoiser, denoiser
 from tinydiff.exact import GaussianMixture, IdealDenoiser
-from tinydiff.guidance import bind, classifier, static, thresholded
+from tinydiff.guidance import autoguide, bind, cfg, classifier, counted, dynamic, interval, static, thresholded
 from tinydiff.hybrid import hybrid_loss
 from tinydiff.likelihood import vlb_term
 from tinydiff.losses import denoising_loss

@@ -12,7 +12,7 @@ Neither divides by alpha or sigma, so both ends of the schedule are exact. A fin
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -163,6 +163,53 @@ def conditional(mixture: GaussianMixture, known: Float[Tensor, " d"], mask: Bool
     kept = weights > 0  # as in `times_gaussian`
     new = (mixture.means[:, ~mask], mixture.std, weights)
     return GaussianMixture(*(v[kept] for v in new), mixture.schedule, mixture.labels[kept])
+
+
+# ---- what guidance samples, where that is known ---------------------------------------------------
+
+
+class Gaussian1D(NamedTuple):
+    mean: float
+    var: float
+
+
+def guided_gaussian(mean: float, var: float, null_var: float, w: float, lam: float = 0.0) -> Gaussian1D:
+    """What guidance samples between N(mean, var), with the condition, and N(0, null_var), without; in one dimension.
+
+    The guided score at squared noise level u = (sigma / alpha)^2 is linear in x,
+
+        -w (x - mean) / (var + u) - (1 - w) x / (null_var + u)
+
+    and with r = 1 + lam^2 and M(u) = (var + u)^(r w) (null_var + u)^(r (1 - w)) the members of the family of
+    `reverse_sde`, run from endless noise in endless steps, end in a Gaussian with
+
+        mean = (r w mean / 2) integral sqrt(M(0) / M(u)) / (var + u) du,    u from 0 to infinity
+        var  = M(0)  at lam = 0,    lam^2 integral M(0) / M(u) du  at lam > 0
+
+    So the ODE gives var^w null_var^(1 - w) (Bradley and Nakkiran 2024), and `ancestral`, lam = 1, something wider.
+    Neither is `tilted_gaussian`, the law that guidance is often said to sample, unless var = null_var.
+    Raises ValueError unless the variances are positive and w and lam at least 0.
+    """
+    from scipy.integrate import quad
+
+    if not (var > 0 and null_var > 0 and w >= 0 and lam >= 0):
+        raise ValueError(f"var, null_var > 0 and w, lam >= 0 are needed; got {var}, {null_var}, {w} and {lam}")
+    r = 1 + lam**2
+    # u = null_var z / (1 - z), so that z runs over [0, 1]
+    log_m = lambda u: r * (w * math.log(var + u) + (1 - w) * math.log(null_var + u))  # noqa: E731
+    level = lambda z: null_var * z / (1 - z)  # noqa: E731
+    over = lambda f: quad(lambda z: f(level(z)) * null_var / (1 - z) ** 2, 0, 1, epsabs=1e-12, epsrel=1e-10)[0]  # noqa: E731
+    pull = over(lambda u: math.exp((log_m(0) - log_m(u)) / 2) / (var + u))
+    spread = math.exp(log_m(0)) if lam == 0 else lam**2 * over(lambda u: math.exp(log_m(0) - log_m(u)))
+    return Gaussian1D(r * w * mean / 2 * pull, spread)
+
+
+def tilted_gaussian(mean: float, var: float, null_var: float, w: float) -> Gaussian1D:
+    """N(mean, var)^w N(0, null_var)^(1 - w), normalised. Raises ValueError where it has no finite integral."""
+    precision = w / var + (1 - w) / null_var
+    if not precision > 0:
+        raise ValueError(f"no density: w / var + (1 - w) / null_var must be positive; got {precision:g}")
+    return Gaussian1D(w * mean / var / precision, 1 / precision)
 
 
 class IdealDenoiser:

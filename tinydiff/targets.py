@@ -77,19 +77,28 @@ class Prediction:
     Attributes:
         x0, eps: each of the shape of x.
         var: None, or a function of a step's coefficients (ct, cs) that gives the model's own reverse variance.
+        paired: False where x0 and eps belong to different beliefs on purpose (CFG++), so that neither follows from the
+            other; what would change one then raises ValueError.
     """
 
     x0: Tensor
     eps: Tensor
     var: Variance | None = None
+    paired: bool = True
 
     def with_x0(self, x0: Tensor, c: Coefs) -> "Prediction":
         """The same x with another belief of the data; eps follows. Needs sigma > 0."""
+        self._check()
         return replace(self, x0=x0, eps=self.eps + c.alpha / c.sigma * (self.x0 - x0))
 
     def with_eps(self, eps: Tensor, c: Coefs) -> "Prediction":
         """The same x with another belief of the noise; x0 follows. Needs alpha > 0."""
+        self._check()
         return replace(self, eps=eps, x0=self.x0 + c.sigma / c.alpha * (self.eps - eps))
+
+    def _check(self) -> None:
+        if not self.paired:
+            raise ValueError("x0 and eps are of two beliefs (CFG++): threshold or guide the denoiser within instead")
 
     def score(self, c: Coefs) -> Tensor:
         """-eps / sigma, the score that goes with the belief (Tweedie's formula)."""

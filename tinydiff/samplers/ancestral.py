@@ -60,18 +60,26 @@ def ancestral(
     x: Float[Tensor, "b *d"],
     ts: Float[Tensor, " n"],
     var: Callable[[Prediction, Coefs, Coefs], Tensor] = small,
+    shift: Callable[[Tensor, float], Tensor] | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[State]:
     """DDPM's sampler (Ho et al. 2020, Algorithm 2), on any grid: the chain's posterior with x0 believed.
 
     Args:
         var: variance of a step: `small` (beta-tilde), `large` (beta), `learned`, or any function (p, ct, cs).
+        shift: (x, t) -> like x; the variance times it is added to the mean, but in the last step, which has none. With
+            scale * grad log p_t(y | x) it is ADM's guidance by a classifier (Dhariwal and Nichol 2021, Algorithm 1),
+            whose gradient is taken at x_t, as official code does; for Sohl-Dickstein's, at the mean, see `product`.
     """
     for t, s in pairs(ts):
         p = d(x, t)
         ct, cs = d.schedule(t, like=x), d.schedule(s, like=x)
         q = posterior(ct, cs)
-        x = q.a_x0 * p.x0 + q.a_x * x
+        mean = q.a_x0 * p.x0 + q.a_x * x
         if s > 0:  # the last step ends in data: no noise
-            x = x + var(p, ct, cs).sqrt() * noise_like(x, generator)
+            spread = var(p, ct, cs)
+            moved = mean if shift is None else mean + spread * shift(x, t)
+            x = moved + spread.sqrt() * noise_like(x, generator)
+        else:
+            x = mean
         yield State(s, x, p.x0)

@@ -44,10 +44,15 @@ def pairs(ts: Tensor) -> Iterator[tuple[float, float]]:
 
 
 def sampler(steps: Sampler) -> Sampler:
-    """Makes a generator of States a sampler: its steps run under no_grad, or with gradients if grad=True."""
+    """Makes a generator of States a sampler: its steps run under no_grad, or with gradients if grad=True.
+
+    All samplers but `ddim` raise ValueError for CFG++, whose x0 and eps are of two beliefs: they use one of the two.
+    """
 
     @functools.wraps(steps)
     def run(*args: Any, grad: bool = False, **kwargs: Any) -> Iterator:
+        if args and not getattr(args[0], "paired", True) and steps.__name__ != "ddim":
+            raise ValueError(f"CFG++ needs the sampler ddim, which uses both x0 and eps; got {steps.__name__}")
         states = steps(*args, **kwargs)
         while True:
             with torch.set_grad_enabled(grad):
