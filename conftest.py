@@ -25,6 +25,17 @@ SKIP = ("stderr", "text/html", "image/svg+xml", "image/gif", "video/mp4", "appli
 WATCH = pytest.StashKey[budget.Watch]()
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Sums in one order, whatever the environment says; a test that sets another number does not pass it on."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def pytest_configure(config):
     config.stash[WATCH] = budget.Watch(ROOT / "notebooks")
     option = config.option

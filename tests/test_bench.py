@@ -3,6 +3,7 @@
 import json
 
 import bench
+import bench_images
 
 
 def test_the_readme_shows_the_numbers_of_the_file():
@@ -29,3 +30,8 @@ def test_a_look_counts_if_the_next_one_confirms_it():
     curve = [look(100, 3.0), look(200, 1.1), look(300, 1.4), look(400, 1.2), look(500, 1.0)]
     assert bench.reached(curve)["step"] == 400
     assert bench.reached(curve[:4]) is None
+
+
+def test_the_readme_shows_the_throughput_of_the_files():
+    readme = bench.README.read_text(encoding="utf-8")
+    assert bench_images.renew(readme) == readme and bench_images.table().count("\n") >= 3

@@ -48,14 +48,6 @@ NETS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def network(name: str = "MLP", seed: int = 0) -> nn.Module:
     """With random weights throughout, also where training starts from zero."""
     torch.manual_seed(seed)

@@ -15,14 +15,6 @@ F64 = torch.float64
 VARIANTS = pytest.mark.parametrize("conditioning", BLOCKS)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def build(seed: int = 0, **options) -> DiT:
     torch.manual_seed(seed)
     return DiT(**dict(width=16, depth=2, heads=2, classes=3) | options)

@@ -20,14 +20,6 @@ from tinydiff.training import drop_labels
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def denoiser(net=None):
     torch.manual_seed(0)
     return td.NetDenoiser(net or td.models.MLP(width=16, depth=2, classes=3), td.Cosine(), td.targets.v)

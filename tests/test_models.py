@@ -31,14 +31,6 @@ NETS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 ALL = pytest.mark.parametrize("name", NETS)
 
 

@@ -23,6 +23,7 @@ TINY = {
     "dpm": "--chain 4 --points 500 --units 3 --steps 6 --batch-size 32 --samples 100",
     "fashion_unet": "--width 8 --steps 4 --batch-size 8 --sampling-steps 2 --samples 20 --threads 1",
     "fashion_dit": "--width 16 --depth 1 --steps 4 --batch-size 8 --sampling-steps 2 --samples 20 --threads 1",
+    "fashion_noisy_classifier": "--width 8 --steps 4 --batch-size 8 --samples 20 --threads 1",
 }
 IMAGES = {"n", "fd", "fd_floor", "kid", "precision", "recall", "density", "coverage", "accuracy"}
 EVALUATE = {
@@ -31,6 +32,7 @@ EVALUATE = {
     "dpm": "--chain 4 --units 3 --samples 100",
     "fashion_unet": "--sampling-steps 2 --samples 20 --threads 1",
     "fashion_dit": "--sampling-steps 2 --samples 20 --threads 1",
+    "fashion_noisy_classifier": "--samples 20 --threads 1",
 }
 METRICS = {
     "swiss_roll": {"sliced_wasserstein", "sliced_wasserstein_floor", "energy_distance", "energy_distance_floor"},
@@ -38,6 +40,7 @@ METRICS = {
     "dpm": {"K", "K_standard_error", "K_less_null", "energy_distance", "energy_distance_floor"},
     "fashion_unet": IMAGES,
     "fashion_dit": IMAGES,
+    "fashion_noisy_classifier": {"n"} | {f"{m}_{t}" for m in ("accuracy", "loss") for t in (0.1, 0.3, 0.5, 0.7, 0.9)},
 }
 EACH = pytest.mark.parametrize("name", RECIPES)
 
@@ -96,7 +99,7 @@ def test_evaluate_agrees_with_itself(trained, capsys):
         results.append(numbers(capsys.readouterr().out))
     assert results[0].keys() == METRICS[name]
     assert results[0] == results[1]
-    distance = "fd" if "fd" in METRICS[name] else "energy_distance"
+    distance = next(m for m in ("fd", "energy_distance", "loss_0.9") if m in METRICS[name])
     assert results[0][distance] != results[2][distance]
 
 

@@ -16,14 +16,6 @@ SEEDS = pytest.mark.parametrize("seed", [0, 1, 2])
 PLAIN = torch.optim.SGD
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def gen(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 

@@ -10,14 +10,6 @@ from tinydiff.models import UNet, UNet2015, cost, unet
 from tinydiff.models.unet import ResBlock, double, halve
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def awake(net: nn.Module) -> nn.Module:
     g = torch.Generator().manual_seed(2)
     with torch.no_grad():

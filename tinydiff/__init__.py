@@ -33,12 +33,12 @@ from tinydiff import (
     training,
 )
 from tinydiff.checkpoints import load_checkpoint, load_pretrained, save_checkpoint
-from tinydiff.denoisers import Denoiser, NetDenoiser, denoiser
+from tinydiff.denoisers import Denoiser, NetClassifier, NetDenoiser, denoiser
 from tinydiff.exact import GaussianMixture, IdealDenoiser
 from tinydiff.guidance import autoguide, bind, cfg, classifier, counted, dynamic, interval, static, thresholded
 from tinydiff.hybrid import hybrid_loss
 from tinydiff.likelihood import vlb_term
-from tinydiff.losses import denoising_loss
+from tinydiff.losses import classifier_loss, denoising_loss
 from tinydiff.notebook import scale, setup, show_source
 from tinydiff.ode import ode_log_likelihood
 from tinydiff.progress import progress

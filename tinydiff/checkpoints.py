@@ -17,14 +17,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tinydiff import denoisers, dpm, models, schedules, targets
-from tinydiff.denoisers import NetDenoiser
+from tinydiff.denoisers import NetClassifier, NetDenoiser
 from tinydiff.schedules import Schedule
 from tinydiff.targets import Target
 
 FORMAT = "tinydiff checkpoint 1"
 DATA = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
 
-_CLASSES = [models.ConvClassifier, models.DiT, models.MLP, models.RBF, models.UNet, models.UNet2015]
+_CLASSES = [models.ConvClassifier, models.DiT, models.MLP, models.NoisyClassifier, models.RBF, models.UNet]
+_CLASSES += [models.UNet2015]
 _CLASSES += [dpm.LearnedBetas, dpm.step_mean, targets.edm, denoisers.c_in_edm]
 _CLASSES += [getattr(schedules, s) for s in "DiscreteVP VP SubVP VE EDM Cosine Flow Shifted".split()]
 _FUNCTIONS = [targets.x0, targets.eps, targets.v, targets.score, targets.velocity]
@@ -55,9 +56,9 @@ def describe(part: Any) -> Any:
     return {"class": name, "config": {k: describe(value) for k, value in config.items()}}
 
 
-def describe_denoiser(d: NetDenoiser) -> dict[str, Any]:
-    """A JSON description of each part of a denoiser."""
-    return {part: describe(getattr(d, part)) for part in ("net", *PARTS)}
+def describe_denoiser(d: NetDenoiser | NetClassifier) -> dict[str, Any]:
+    """A JSON description of each part of a denoiser, or of a classifier of noisy data, which has no target."""
+    return {part: describe(getattr(d, part)) for part in ("net", *PARTS) if hasattr(d, part)}
 
 
 def rebuild(description: Any, role: str) -> Any:
@@ -96,11 +97,11 @@ def write_whole(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mappi
 
 def save_checkpoint(
     path: str | Path,
-    d: NetDenoiser,
+    d: NetDenoiser | NetClassifier,
     recipe: Mapping[str, Any] | None = None,
     extra: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Saves a denoiser: weights, description, and how they were made.
+    """Saves a denoiser, or a classifier of noisy data: weights, description, and how they were made.
 
     Args:
         recipe: JSON data on how the weights came to be (command, seed, steps, metrics).
@@ -155,8 +156,10 @@ def load_checkpoint(
     c_in: Callable[..., Any] | None = None,
     c_noise: Callable[..., Any] | None = None,
     var: Callable[..., Any] | None = None,
-) -> NetDenoiser:
-    """The denoiser of a checkpoint, on the CPU. Parts that are not tinydiff's own are passed as arguments.
+) -> NetDenoiser | NetClassifier:
+    """The denoiser of a checkpoint, on the CPU; or its classifier of noisy data.
+
+    Parts that are not tinydiff's own are passed as arguments.
 
     Raises as `read_checkpoint` does, and ValueError if a part is unknown or the weights do not fit the network.
     """
@@ -164,9 +167,11 @@ def load_checkpoint(
     if "schedule" not in description:
         raise ValueError(f"{path} holds a network alone, not a denoiser: load_network reads it")
     given = dict(net=net, schedule=schedule, target=target, c_in=c_in, c_noise=c_noise, var=var)
+    kind = NetDenoiser if "target" in description else NetClassifier
+    given = {k: part for k, part in given.items() if k in description}
     parts = {k: rebuild(description[k], k) if part is None else part for k, part in given.items()}
     _fill(path, parts["net"], tensors, own=net is not None)
-    return NetDenoiser(**parts)
+    return kind(**parts)
 
 
 def load_network(path: str | Path) -> nn.Module:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tinydiff.schedules import Coefs, Schedule, Times, batch_times
@@ -112,6 +112,27 @@ class NetDenoiser:
     def __call__(self, x: Float[Tensor, "b *d"], t: Times, **cond: Any) -> Prediction:
         c = self.schedule(t, like=x)
         return decode(self.target, c, x, *self.output(x, c, **cond))
+
+
+@dataclass(frozen=True, eq=False)
+class NetClassifier:
+    """A network that reads the class of noisy data, trained by `losses.classifier_loss` and used by `guidance`.
+
+    Args:
+        net: called as net(x, c_noise); returns logits (b, classes).
+        schedule, c_noise: as of a NetDenoiser; the schedule must be that of the denoiser which is guided.
+    """
+
+    net: nn.Module
+    schedule: Schedule
+    c_noise: Callable[[Coefs], Tensor] = c_noise_ddpm
+
+    def logits(self, x: Float[Tensor, "b *d"], t: Times) -> Float[Tensor, "b k"]:
+        return self.net(x, self.c_noise(self.schedule(t, like=x)).reshape(-1).to(x))
+
+    def log_prob(self, y: Int[Tensor, " b"]) -> Callable[[Tensor, Times], Tensor]:
+        """The function (x, t) -> (b,) that `guidance.classifier` asks for: log p_t(y | x), a class for each x."""
+        return lambda x, t: self.logits(x, t).log_softmax(1).gather(1, y[:, None])[:, 0]
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,10 +9,11 @@ the numbers compare across data sets.
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from tinydiff.denoisers import Denoiser
+from tinydiff.denoisers import Denoiser, NetClassifier
 from tinydiff.schedules import Coefs, Schedule, Times
 from tinydiff.targets import Target, encode, x0_weight
 
@@ -48,6 +49,19 @@ def denoising_loss(
         out = encode(target, c, p.x0, p.eps)
     error = (out - encode(target, c, x0, eps)) ** 2
     return ((1.0 if weight is None else weight(c)) * error).flatten(1).mean(1)
+
+
+def classifier_loss(
+    d: NetClassifier,
+    x0: Float[Tensor, "b *d"],
+    t: Times,
+    y: Int[Tensor, " b"],
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, " b"]:
+    """-log p_t(y | x) of each noisy x = alpha x0 + sigma eps, in nats: the loss of a classifier for guidance."""
+    c = d.schedule(t, like=x0)
+    eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+    return F.cross_entropy(d.logits(c.alpha * x0 + c.sigma * eps, t), y, reduction="none")
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from tinydiff.checkpoints import describe_denoiser, read_checkpoint, save_checkpoint
-from tinydiff.denoisers import NetDenoiser
+from tinydiff.denoisers import NetClassifier, NetDenoiser
 from tinydiff.hardware import Hardware, within
 from tinydiff.losses import denoising_loss, stratified_times
 from tinydiff.progress import progress
@@ -37,7 +37,7 @@ class Step:
 
     number: int
     value: Tensor  # the loss, where it was computed
-    denoiser: NetDenoiser
+    denoiser: NetDenoiser | NetClassifier
 
     @property
     def loss(self) -> float:
@@ -107,7 +107,7 @@ def drop_labels(classes: int, share: float = 0.1) -> Callable[[Batch], Batch]:
 
 
 def fit(
-    d: NetDenoiser,
+    d: NetDenoiser | NetClassifier,
     data: Tensor | Mapping[str, Tensor] | Dataset | DataLoader,
     *,
     steps: int,
@@ -133,6 +133,7 @@ def fit(
     The random numbers of step k depend on (seed, k) alone, so a resumed run continues bit for bit on one device.
 
     Args:
+        d: a denoiser, or with loss=losses.classifier_loss a classifier of noisy data.
         data: x0 as a tensor (n, ...); or a dict of tensors, x0 and the conditions (y=...); or `datasets.Images`; or a
             data set or loader whose items or batches are one of these or (x0, y) pairs. All but a loader are drawn from
             with replacement; a loader is read in its own order, again and again.
@@ -265,7 +266,7 @@ def _save(path: Any, step: Step, run: dict, net: nn.Module, opt: torch.optim.Opt
     save_checkpoint(path, step.denoiser, {"recipe": dict(recipe or {}), "run": run, "step": step.number}, extra)
 
 
-def _restore(path: Any, run: dict, d: NetDenoiser, opt: torch.optim.Optimizer, average: EMA) -> int:
+def _restore(path: Any, run: dict, d: NetDenoiser | NetClassifier, opt: torch.optim.Optimizer, average: EMA) -> int:
     tensors, described, saved = read_checkpoint(path)
     if "run" not in saved:
         raise ValueError(f"{path} holds a denoiser only, not the state of a run of fit: it cannot be resumed")

@@ -7,7 +7,8 @@ A measurement is `steps` steps of forward, mean squared error, backward and fuse
 median of `rounds` is given, with the range. On a CPU each is a process of its own, and ours and theirs take turns, so
 that what else the machine does hits both alike; on a GPU one process measures one network after the other, all rounds
 at once. Memory is the peak above what stood before the network: of the allocator on a GPU, of the process on a CPU.
-Results go to data/results/benchmark_images.json, or benchmark_images_gpu.json, with how they were made.
+Results go to data/results/benchmark_images.json, or benchmark_images_gpu.json, with how they were made, and to the
+README.
 
 Equal flags (precision, compile, channels-last) for both; what the flags gain over plain eager is a row of its own. On a
 GPU model FLOP utilisation is printed: 6 multiply-accumulates' flops a sample, over the card's peak in bf16.
@@ -36,6 +37,7 @@ from tinydiff.models import DiT, UNet, cost  # noqa: E402
 from tinydiff.progress import progress  # noqa: E402
 from tinydiff.results import FOLDER, provenance, save_results  # noqa: E402
 
+README = ROOT / "README.md"
 RESULTS = {"cpu": "benchmark_images", "cuda": "benchmark_images_gpu"}
 PEAK_BF16 = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense, of the makers' data sheets
 
@@ -231,6 +233,30 @@ def main() -> None:
         results["cases"][name] = row
         print(name, json.dumps(row))
         save_results(RESULTS[a.device], results)
+        README.write_text(renew(README.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def table() -> str:
+    """The README's table, from the files' numbers alone."""
+    lines = ["| training, images/s | ours | diffusers | ratio | memory, ours and theirs | of the card's peak |"]
+    lines += ["| --- | --- | --- | --- | --- | --- |"]
+    for name in RESULTS.values():
+        path = FOLDER / f"{name}.json"
+        results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"cases": {}}
+        place = "one thread" if results.get("device") == "cpu" else results.get("device")
+        for case, row in results["cases"].items():
+            rates = [f"{row[library]['images_per_second']:.0f}" for library in MAKERS]
+            sizes = ", ".join(f"{row[library]['megabytes'] / 1e3:.1f} GB" for library in MAKERS)
+            used = f"{row['utilisation']:.0%}" if row.get("utilisation") else ""
+            lines += [f"| {case}; {place} | {rates[0]} | {rates[1]} | {row['ratio']:.2f} | {sizes} | {used} |"]
+    return "\n".join(lines)
+
+
+def renew(readme: str) -> str:
+    """The README with its table."""
+    start, end = "<!-- images -->\n", "<!-- /images -->"
+    before, rest = readme.split(start)
+    return before + start + table() + "\n" + end + rest.split(end)[1]
 
 
 def utilisation(case: Case, images_per_second: float) -> float | None:

@@ -1,8 +1,13 @@
-"""A small convolutional classifier, whose features judge images: the place that Inception has in FID."""
+"""Classifiers: one whose features judge clean images, as Inception's do in FID; one of noisy images, for guidance."""
 
+import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from tinydiff.models.layers import NoiseAndClass
+from tinydiff.models.unet import Attention, ResBlock, Stage, Whole, halve, norm
 
 
 class ConvClassifier(nn.Module):
@@ -34,3 +39,71 @@ class ConvClassifier(nn.Module):
 def conv(c_in: int, c_out: int, stride: int = 1) -> list[nn.Module]:
     """Batch normalisation learns fastest here; no noise level makes its batches unlike each other."""
     return [nn.Conv2d(c_in, c_out, 3, padding=1, stride=stride), nn.BatchNorm2d(c_out), nn.ReLU()]
+
+
+class NoisyClassifier(nn.Module):
+    """Noisy images (b, in_channels, size, size) and noise levels (b,) to logits (b, classes): ADM's classifier.
+
+    The U-Net's encoder, halving within residual blocks, and attention in place of a mean over pixels (Dhariwal and
+    Nichol 2021, section 4 and appendix H; the pooling is CLIP's). Called as a denoiser's network is.
+    Raises ValueError for a size that cannot be halved often enough, and images of another shape.
+    """
+
+    def __init__(
+        self,
+        classes: int = 10,
+        in_channels: int = 1,
+        size: int = 28,
+        width: int = 32,
+        mults: tuple[int, ...] | list[int] = (1, 2, 3),  # channels at each resolution, in widths
+        attention: tuple[bool, ...] | list[bool] = (False, True, True),  # at each resolution
+        heads: int = 4,
+    ) -> None:
+        super().__init__()
+        self.config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        self.config |= dict(mults=list(mults), attention=list(attention))
+        if len(mults) != len(attention):
+            raise ValueError(f"attention must have one entry a resolution, {len(mults)}; got {len(attention)}")
+        if size % 2 ** (len(mults) - 1):
+            raise ValueError(f"size must divide by {2 ** (len(mults) - 1)}; got {size}")
+        emb, c = 4 * width, width
+        self.emb, self.first = NoiseAndClass(emb, None, width), nn.Conv2d(in_channels, width, 3, padding=1)
+        self.down = nn.ModuleList()
+        for level, (mult, look) in enumerate(zip(mults, attention, strict=True)):
+            if level > 0:
+                self.down.append(Whole(ResBlock(c, c, emb, resample=halve)))
+            self.down.append(Stage(ResBlock(c, mult * width, emb), attend(mult * width, heads, look)))
+            c = mult * width
+        self.down.append(Stage(ResBlock(c, c, emb), attend(c, heads, attention[-1])))
+        self.last = nn.Sequential(norm(c), nn.SiLU())
+        self.pool = AttentionPool(c, (size // 2 ** (len(mults) - 1)) ** 2, classes, heads)
+
+    def forward(self, x: Float[Tensor, "b c h w"], noise_level: Float[Tensor, " b"]) -> Float[Tensor, "b k"]:
+        shape = (self.config["in_channels"], self.config["size"], self.config["size"])
+        if x.shape[1:] != shape:
+            raise ValueError(f"x must be (b, {', '.join(map(str, shape))}) for this network; got {tuple(x.shape)}")
+        emb, h = self.emb(noise_level), self.first(x)
+        for module in self.down:
+            h = module(h, emb)
+        return self.pool(self.last(h))
+
+
+class AttentionPool(nn.Module):
+    """Feature maps (b, channels, h, w) of h w = pixels to (b, out): the mean of the pixels asks, and all answer."""
+
+    def __init__(self, channels: int, pixels: int, out: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.place = nn.Parameter(torch.randn(pixels + 1, channels) / channels**0.5)
+        self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, out)
+
+    def forward(self, h: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        tokens = rearrange(h, "b c h w -> b (h w) c")
+        tokens = torch.cat([tokens.mean(1, keepdim=True), tokens], dim=1) + self.place
+        q, k, v = rearrange(self.qkv(tokens), "b n (three heads d) -> three b heads n d", three=3, heads=self.heads)
+        pooled = F.scaled_dot_product_attention(q[:, :, :1].contiguous(), k.contiguous(), v.contiguous())
+        return self.out(rearrange(pooled, "b heads one d -> b (heads one d)"))
+
+
+def attend(channels: int, heads: int, look: bool) -> nn.Module:
+    return Attention(channels, heads) if look else nn.Identity()

@@ -11,6 +11,7 @@ A recipe is a module with these names, and `python -m tinydiff` offers what stan
     picture(samples, path)      writes a PNG
 """
 
-from tinydiff.recipes import digits, dpm, fashion, fashion_dit, swiss_roll
+from tinydiff.recipes import digits, dpm, fashion, fashion_dit, fashion_noisy, swiss_roll
 
-RECIPES = {"swiss_roll": swiss_roll, "digits": digits, "dpm": dpm, "fashion_unet": fashion, "fashion_dit": fashion_dit}
+RECIPES = {"swiss_roll": swiss_roll, "digits": digits, "dpm": dpm}
+RECIPES |= {"fashion_unet": fashion, "fashion_dit": fashion_dit, "fashion_noisy_classifier": fashion_noisy}
