@@ -78,6 +78,7 @@ FIELD_MUTANTS = {
     "one too few": (lambda layers: receptive_field(layers) - 1, "3 pixels have a gradient"),
     "backwards in the wrong order": (field_backwards_in_the_wrong_order, "have a gradient"),
     "the square": (lambda layers: receptive_field(layers) ** 2, "3 pixels have a gradient"),
+    "a float": (lambda layers: float(receptive_field(layers)), "whole number.*one int"),
     "half the width": (lambda layers: (receptive_field(layers) - 1) / 2 + 0.5, "whole number"),
     "a pair": (lambda layers: (3, 3), "whole number"),
 }
@@ -130,6 +131,7 @@ NORM_MUTANTS = {
     "a variance for a deviation": (norm_with(root=lambda v, e: v + e), "has variance 1"),
     "eps beside the root": (norm_with(root=lambda v, e: v.sqrt() + e), "eps is added to the variance"),
     "without eps": (norm_with(root=lambda v, e: v.sqrt()), "eps is added to the variance"),
+    "eps ignored": (lambda x, g, eps: group_norm(x, g, 1e-5), "eps is the one that is given"),
     "every second channel": (norm_by_strides, "has mean 0.*side by side"),
     "the groups left in": (lambda x, g, e: group_norm(x, g, e).unflatten(1, (g, -1)), r"shape \(4, 6, 3, 5\)"),
     "the mean left in": (lambda x, g, e: x / (x.var((1, 2, 3), keepdim=True) + e).sqrt(), "has mean 0"),
@@ -207,10 +209,10 @@ def decoder_channels_in_closed_form(width, mults, blocks):
         for skip in [mults[level]] * blocks + [above]:
             out.append((c + skip) * width)
             c = mults[level]
-    return tuple(out)
+    return out
 
 
-def decoder_with(first=True, halved=True, extra=1, pop=-1, follow=True, own=False, skip=True):
+def decoder_with(first=True, halved=True, extra=1, pop=-1, follow=True, own=False, skip=True, changed=False):
     def f(width, mults, blocks):
         c, saved = width, [width] if first else []
         for level, mult in enumerate(mults):
@@ -223,6 +225,7 @@ def decoder_with(first=True, halved=True, extra=1, pop=-1, follow=True, own=Fals
         for mult in reversed(mults):
             for _ in range(blocks + extra):
                 given = saved.pop(pop) if saved else 0
+                c = mult * width if changed else c
                 taken.append(c + (mult * width if own else given) * skip)
                 c = mult * width if follow else c
         return taken
@@ -231,21 +234,24 @@ def decoder_with(first=True, halved=True, extra=1, pop=-1, follow=True, own=Fals
 
 
 DECODER_MUTANTS = {
-    "as many blocks as on the way down": (decoder_with(extra=0), "has 2 blocks.*one block more"),
-    "no skips": (decoder_with(skip=False), "block 0 of 2 takes"),
+    "as many blocks as on the way down": (decoder_with(extra=0), "has 4 blocks.*one block more"),
+    "no skips": (decoder_with(skip=False), "block 0 of 4 takes.*both counts add"),
     "first saved, first used": (decoder_with(pop=0), "takes.*saved last is used first"),
     "skips of the block's own resolution": (decoder_with(own=True), "takes.*halved map"),
     "the channels never change": (decoder_with(follow=False), "takes"),
     "halved maps not saved": (decoder_with(halved=False), "takes"),
     "the first convolution not saved": (decoder_with(first=False), "takes"),
-    "in the encoder's order": (lambda w, m, b: decoder_channels(w, m, b)[::-1], "takes.*used first"),
+    "in the encoder's order": (lambda w, m, b: decoder_channels(w, m, b)[::-1], "takes.*from the lowest resolution up"),
+    "the channels change before the first block": (decoder_with(changed=True), "takes.*of the resolution below"),
     "what comes out": (
         lambda w, m, b: [w * mult for mult in reversed(m) for _ in range(b + 1)],
-        "block 0 of 2 takes",
+        "block 0 of 4 takes.*not what comes out",
     ),
-    "in widths": (lambda w, m, b: [v // w for v in decoder_channels(w, m, b)], "block 0 of 2 takes"),
+    "in widths": (lambda w, m, b: [v // w for v in decoder_channels(w, m, b)], "block 0 of 4 takes"),
     "one number": (lambda w, m, b: sum(decoder_channels(w, m, b)), "a list of whole numbers"),
-    "with the middle": (lambda w, m, b: [m[-1] * w] * 2 + decoder_channels(w, m, b), "has 2 blocks"),
+    "a tuple": (lambda w, m, b: tuple(decoder_channels(w, m, b)), "a list of whole numbers"),
+    "floats": (lambda w, m, b: [float(v) for v in decoder_channels(w, m, b)], "a list of whole numbers"),
+    "with the middle": (lambda w, m, b: [m[-1] * w] * 2 + decoder_channels(w, m, b), "has 4 blocks"),
 }
 
 EXERCISES = {

@@ -3,11 +3,9 @@
 import math
 from collections.abc import Callable
 from numbers import Integral
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from tinydiff.check.core import call, fail, is_close, is_tensor_like, right
 from tinydiff.models.unet import Stage, UNet
@@ -15,7 +13,7 @@ from tinydiff.models.unet import Stage, UNet
 EACH = "one number an image: sum over its height and width only, not over the batch"
 UNION = "pixels in either, each counted once; what both hold is in the sum of the two areas twice"
 EMPTY = "nothing found where there is nothing is a perfect answer: 0 / 0 must become 1"
-ONE_NUMBER = "pixels along one side: one whole number"
+ONE_NUMBER = "pixels along one side: one int"
 GROWTH = (
     "a layer of kernel k looks at k neighbours of the map below it. How far apart are those neighbours in pixels of "
     "the input? Strides before it multiply"
@@ -32,6 +30,10 @@ ORDER = "cosines first, then sines: two halves, not in turns (DDPM's own code ha
 FREQUENCIES = "frequencies are 10000^(-k / half) for k = 0 ... half - 1: from 1 down, never quite to 1 / 10000"
 COUNT = "each resolution has one block more on the way up than on the way down: `blocks` + 1"
 LAST_IN = "the map that was saved last is used first"
+RUNS = "the decoder runs from the lowest resolution up"
+JOINED = "the skip's channels are joined to those from below: both counts add"
+BELOW = "the first block of a resolution still has the channels of the resolution below: it is what changes them"
+ASKED = "what goes into a block is asked for, not what comes out of it"
 SAVED = (
     "what is saved on the way down: the first convolution's map, each block's, and each halved map (which still has "
     "the channels of the resolution above)"
@@ -77,7 +79,7 @@ def receptive_field(fn: Callable) -> None:
     ):
         out = call(name, fn, list(layers))
         given = f"layers = {layers}"
-        if not isinstance(out, Integral) and not (isinstance(out, float | Tensor) and float(out) == int(out)):
+        if not isinstance(out, Integral):
             fail(name, "a whole number comes back", given, f"{out!r}", ONE_NUMBER)
         want = _seen(layers)
         if int(out) != want:
@@ -127,9 +129,11 @@ def group_norm(fn: Callable) -> None:
     want = F.group_norm(small, 2, eps=1e-5)
     given = "x a thousand times smaller, where eps counts"
     is_close(name, "eps is added to the variance", given, call(name, fn, small, 2, 1e-5), want, EPS, 1e-9)
+    large = F.group_norm(x, 2, eps=10.0)
+    is_close(name, "eps is the one that is given", "x, eps = 10", call(name, fn, x, 2, 10.0), large, EPS, 1e-9)
     flat = torch.full((1, 6, 3, 5), 7.0, dtype=torch.float64)
     is_close(name, "a flat image becomes 0", "x = 7", call(name, fn, flat, 2, 1e-5), torch.zeros_like(flat), EPS)
-    right(name, 6)
+    right(name, 7)
 
 
 def noise_embedding(fn: Callable) -> None:
@@ -158,31 +162,40 @@ def noise_embedding(fn: Callable) -> None:
 def decoder_channels(fn: Callable) -> None:
     """Exercise 5: fn(width, mults, blocks) -> the channels that go into each residual block of the decoder."""
     name = "decoder_channels"
-    cases = ((8, (1,), 1), (8, (1, 2), 1), (16, (1, 2, 4), 1), (8, (1, 2, 3), 2), (8, (2, 1, 1, 4), 3))
+    cases = ((8, (1, 2), 1), (8, (1,), 1), (16, (1, 2, 4), 1), (8, (1, 2, 3), 2), (8, (2, 1, 1, 4), 3))
     for width, mults, blocks in (*cases, (128, (1, 2, 2, 2), 2)):
         out = call(name, fn, width, mults, blocks)
         given = f"width = {width}, mults = {mults}, blocks = {blocks}"
-        if isinstance(out, Tensor):
-            out = out.tolist()
-        if not isinstance(out, list | tuple) or not all(_whole(v) for v in out):
+        if not isinstance(out, list) or not all(isinstance(v, Integral) for v in out):
             fail(name, "a list of whole numbers comes back", given, f"{out!r}"[:80], LIST)
-        want = _channels(width, mults, blocks)
+        below, skips, own = _channels(width, mults, blocks)
+        want = _sums(below, skips)
         if len(out) != len(want):
             fail(name, f"the decoder has {len(want)} blocks", given, f"{len(out)} numbers", COUNT)
         wrong = next((i for i, (a, b) in enumerate(zip(out, want, strict=True)) if int(a) != b), None)
         if wrong is not None:
             prop = f"block {wrong} of {len(want)} takes {want[wrong]} channels (read off td.models.UNet)"
-            hint = f"{LAST_IN}. {SAVED}" if sorted(map(int, out)) != sorted(want) else LAST_IN
+            hints = (
+                (below, JOINED),
+                (own, ASKED),
+                (want[::-1], RUNS),
+                (_sums(below, skips[::-1]), LAST_IN),
+                (_sums(own, skips), BELOW),
+            )
+            hint = next((told for mistake, told in hints if out == mistake), f"{LAST_IN}. {SAVED}")
             fail(name, prop, given, f"{int(out[wrong])} in {[int(v) for v in out]}", hint)
     right(name, 2)
 
 
-def _whole(v: Any) -> bool:
-    return isinstance(v, Integral) or isinstance(v, float) and v == int(v)
+def _sums(a: list[int], b: list[int]) -> list[int]:
+    return [x + y for x, y in zip(a, b, strict=True)]
 
 
-def _channels(width: int, mults: tuple[int, ...], blocks: int) -> list[int]:
-    """Read off a network."""
+def _channels(width: int, mults: tuple[int, ...], blocks: int) -> tuple[list[int], list[int], list[int]]:
+    """Read off a network: of each block of the decoder the channels from below, by the skip, and its own."""
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         net = UNet(width=width, mults=mults, blocks=blocks, attention=(False,) * len(mults))
-    return [module.block.conv1.in_channels for module in net.up if isinstance(module, Stage)]
+    convs = [module.block.conv1 for module in net.up if isinstance(module, Stage)]
+    own = [conv.out_channels for conv in convs]
+    below = [mults[-1] * width, *own[:-1]]
+    return below, [conv.in_channels - c for conv, c in zip(convs, below, strict=True)], own
