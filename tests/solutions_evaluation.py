@@ -79,6 +79,12 @@ def by_cholesky(a, b):
     return torch.linalg.eigvalsh(lower.T @ b @ lower).clamp(min=0).sqrt().sum()
 
 
+def without_clamping(a, b):
+    values, vectors = torch.linalg.eigh(a)
+    root = (vectors * values.sqrt()) @ vectors.T
+    return torch.linalg.eigvalsh(root @ b @ root).sqrt().sum()
+
+
 FRECHET_MUTANTS = {
     "no means": (frechet_with(means=lambda gap: 0.0), "equal covariances"),
     "the distance of the means, not its square": (frechet_with(means=torch.norm), "equal covariances"),
@@ -106,7 +112,8 @@ FRECHET_MUTANTS = {
         frechet_with(lambda a, b: torch.linalg.eigvalsh(root_of(a) @ b @ root_of(a)).log().exp().sqrt().sum()),
         "C1 of rank 2",
     ),
-    "Cholesky": (frechet_with(by_cholesky), "the function runs"),
+    "Cholesky": (frechet_with(by_cholesky), "the function runs.*C1 of rank 2.*may be singular.*clamp"),
+    "no clamp": (frechet_with(without_clamping), "C1 of rank 2.*may be singular.*clamp"),
     "a matrix": (lambda m1, c1, m2, c2: c1 + c2, "one number comes back"),
 }
 
@@ -159,7 +166,7 @@ KID_MUTANTS = {
     "a point paired with itself": (kid_with(within=lambda z: kernel(z, z).mean()), "0 on average"),
     "divided by all pairs": (kid_with(within=diagonal_left_out_of_the_sum_alone), "0 on average"),
     "each pair once": (kid_with(within=upper_triangle_counted_once), "0 on average"),
-    "never below 0": (kid_with(last=lambda v: v.clamp(min=0)), "0 on average"),
+    "never below 0": (kid_with(last=lambda v: v.clamp(min=0)), "0 on average.*may come out negative"),
     "its size": (kid_with(last=torch.abs), "0 on average"),
     "the cross term once": (kid_with(factor=1), "0 on average"),
     "not divided by d": (kid_with(lambda a, b: (a @ b.T + 1) ** 3), "the value of plain loops"),
@@ -208,9 +215,17 @@ def nearest_ball_alone(samples, data, k):
     return (distance <= apart[nearest]).double().mean()
 
 
+def precision_by_cdist(samples, data, k):
+    radii = torch.cdist(data, data).sort(dim=1).values[:, k]
+    return (torch.cdist(samples, data) <= radii).any(dim=1).double().mean()
+
+
 PRECISION_MUTANTS = {
-    "the point itself counted": (precision_with(rank=lambda k: k - 1), "0.75: the last lies in the ball of 10"),
-    "one neighbour further": (precision_with(rank=lambda k: k + 1), "in the ball of 10"),
+    "the point itself counted": (
+        precision_with(rank=lambda k: k - 1),
+        "the radii are 2, 1, 2 and 9.*distance to itself",
+    ),
+    "one neighbour further": (precision_with(rank=lambda k: k + 1), "the radii are 2, 1, 2 and 9"),
     "the nearest point's ball alone": (nearest_ball_alone, "0.75: the last lies in the ball of 10"),
     "open balls": (precision_with(inside=lambda d, r: d < r), "the very edge"),
     "always k = 1": (precision_with(rank=lambda k: 1), "the radii are 2, 1, 2 and 9"),
@@ -225,6 +240,7 @@ PRECISION_MUTANTS = {
         precision_with(inside=lambda d, r: d <= r.mean()),
         "in the ball of 10",
     ),
+    "distances through a matrix product": (precision_by_cdist, "only the copies are inside.*torch.cdist"),
     "a mask": (precision_with(share=lambda b: b.any(1)), "one number comes back"),
 }
 
@@ -270,6 +286,14 @@ def by_rolling(x, train, reach):
     return (rolled[:, :, None] - train.flatten(1)).square().sum(-1).sqrt().amin((0, 2))
 
 
+def by_moving_the_training_images(x, train, reach):
+    h, w = x.shape[2:]
+    framed = F.pad(train, (reach,) * 4, value=-1.0)
+    moves = [(i, j) for i in range(2 * reach + 1) for j in range(2 * reach + 1)]
+    moved = torch.cat([framed[:, :, i : i + h, j : j + w].flatten(1) for i, j in moves])
+    return torch.cdist(x.flatten(1), moved).amin(1)
+
+
 def along_the_axes(r):
     return [(i, 0) for i in range(-r, r + 1)] + [(0, j) for j in range(-r, r + 1)]
 
@@ -289,8 +313,9 @@ SHIFTED_MUTANTS = {
         lambda x, t, r: nearest_shifted(x, t, r + 1) if r else nearest_shifted(x, t, r),
         "above 0 with reach 1",
     ),
-    "rolled round": (by_rolling, "over all moves"),
-    "grey comes in": (shifted_with(value=0.0), "0 with reach|over all moves"),
+    "rolled round": (by_rolling, "over all moves.*paper, -1"),
+    "grey comes in": (shifted_with(value=0.0), "0 with reach.*paper, -1, not 0"),
+    "the training images moved": (by_moving_the_training_images, "over all moves.*training images stay"),
     "the mean over the moves": (shifted_with(least=lambda d: d.amin(2).mean(0)), "0 with reach 1"),
     "squared": (shifted_with(size=lambda v: v.square().sum(-1)), "reach 0 is the plain nearest"),
     "a mean over the pixels": (
@@ -300,6 +325,7 @@ SHIFTED_MUTANTS = {
     "to the training images": (shifted_with(least=lambda d: d.amin((0, 1))), "shape \\(4,\\)"),
     "one number": (lambda x, t, r: nearest_shifted(x, t, r).min(), "shape \\(4,\\)"),
     "float32": (lambda x, t, r: nearest_shifted(x, t, r).float(), "dtype"),
+    "always float64": (lambda x, t, r: nearest_shifted(x, t, r).double(), "in float32 has dtype torch.float32"),
 }
 
 

@@ -7,15 +7,18 @@ the shipped classifier. A seed splits the 5,000 test images anew, and draws what
 data/results/15_evaluation.json:
 
     rows     every model of every seed by every metric
-    floors   what fresh test images get: mean and standard deviation over other random splits
+    floors   what fresh test images get, over other random splits: mean, standard deviation, spread, largest
     changes  images changed on purpose: how far in pixels, and the Frechet distance
     power    how many standard deviations a slight fault lies from fresh images, by n, for FD and KID
+    unet     samples of the shipped U-Net by every metric, against the same three splits, and some of its images
 """
 
+import base64
 import io
 import time
+import zlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinydiff import datasets, metrics
+from tinydiff.checkpoints import load_pretrained
 from tinydiff.progress import progress
+from tinydiff.recipes import fashion
 from tinydiff.recipes import fashion_classifier as judge
 from tinydiff.results import provenance, save_results
 
@@ -40,8 +45,11 @@ class Settings:
     yardstick: int = 1000  # test images that kid, precision, recall, density and coverage compare with
     trained: int = 2000  # training images that the models have "seen"
     looked_at: int = 200  # samples that memorisation looks at
-    splits: int = 30  # of fresh images, for the floors
-    repeats: int = 40  # for the power
+    splits: int = 200  # of fresh images, for the floors
+    power_splits: int = 10
+    repeats: int = 40  # in each of these
+    sampling_steps: int = 25  # of the U-Net
+    shown: int = 10  # images of each kind that are kept
 
 
 S = Settings()
@@ -183,7 +191,36 @@ def gaussian_like(data: Tensor, n: int, generator: torch.Generator | None = None
     return data.mean(dim=0) + torch.randn(n, len(data), generator=generator, dtype=data.dtype) @ around
 
 
+# six of them, to be told apart by eye; the order tells nothing
+QUIZ = ("no trousers", "copies", "noisy", "20 images, again and again", "fresh images", "copies, one pixel aside")
+
+
+def unet_samples() -> Tensor:
+    """What the shipped U-Net draws: a hundred images of each class, without guidance."""
+    s = replace(fashion.SCALES["full"], sampling_steps=S.sampling_steps, device="cpu")
+    return fashion.generate(load_pretrained("fashion-unet"), S.samples, s, batch=50)  # on a CPU faster than more
+
+
+def packed(x: Tensor) -> str:
+    """Images in [-1, 1] as text: bytes, deflated, in base64."""
+    pixels = ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return base64.b64encode(zlib.compress(pixels.numpy().tobytes(), 9)).decode()
+
+
+def unpacked(text: str) -> Tensor:
+    """(n, 1, 28, 28) images in [-1, 1]."""
+    pixels = torch.frombuffer(bytearray(zlib.decompress(base64.b64decode(text))), dtype=torch.uint8)
+    return pixels.view(-1, 1, 28, 28).float() / 127.5 - 1
+
+
 # ---- the rulers ----------------------------------------------------------------------------------
+
+
+class Seen(NamedTuple):
+    """What a model has learned from."""
+
+    x: Tensor  # images
+    f: Tensor  # their features
 
 
 def judged(f: Tensor, yard: Tensor) -> dict[str, float]:
@@ -198,53 +235,107 @@ def copied(x: Tensor, seen: Tensor, unseen: Tensor) -> float:
     return metrics.memorisation(x[: S.looked_at], seen, unseen[: S.looked_at])
 
 
-def row(name: str, x: Tensor | None, f: Tensor, parts: Split, test: Tensor, f_test: Tensor, f_seen: Tensor) -> dict:
+def row(name: str, x: Tensor | None, f: Tensor, parts: Split, test: Tensor, f_test: Tensor, trained: Seen) -> dict:
     found = {"model": name} | judged(f, f_test[parts.yard])
     if x is not None:
-        found["copied, pixels"] = copied(x, training_set().x0, test[parts.unseen])
-    return found | {"copied, features": copied(f, f_seen, f_test[parts.unseen])}
+        found["copied, pixels"] = copied(x, trained.x, test[parts.unseen])
+    return found | {"copied, features": copied(f, trained.f, f_test[parts.unseen])}
 
 
-def of_seed(seed: int, test: Tensor, f_test: Tensor, f_seen: Tensor) -> list[dict[str, Any]]:
+def of_seed(seed: int, test: Tensor, f_test: Tensor, trained: Seen) -> list[dict[str, Any]]:
     """Every model by every metric, the Gaussian of features last: it has no images."""
     drawn = {name: (x, judge.features(x)) for name, x in models(seed).items()}
     g = torch.Generator().manual_seed(2000 + seed)
     drawn["Gaussian features"] = (None, gaussian_like(f_test[split(seed).pool], S.samples, g))
-    return [dict(seed=seed) | row(name, x, f, split(seed), test, f_test, f_seen) for name, (x, f) in drawn.items()]
+    return [dict(seed=seed) | row(name, x, f, split(seed), test, f_test, trained) for name, (x, f) in drawn.items()]
 
 
-def floors(test: Tensor, f_test: Tensor, f_seen: Tensor) -> dict[str, dict[str, float]]:
-    """What fresh images get, over other random splits: mean and standard deviation of every metric."""
+def floors(test: Tensor, f_test: Tensor, trained: Seen) -> dict[str, dict[str, float]]:
+    """What fresh images get, over other random splits, by every metric.
+
+    spread: half the width of the middle 68 per cent. For a Gaussian that is its standard deviation, but a single odd
+    split does not move it.
+    """
+    # a distance lies at that distance from 0: so each image's is measured once, not once for every split
+    near = {
+        "pixels": metrics.nearest_distance(test, trained.x),
+        "features": metrics.nearest_distance(f_test, trained.f),
+    }
     rows = []
     for seed in progress(range(10_000, 10_000 + S.splits), desc="fresh images"):
         parts = split(seed)
-        rows.append(row("fresh images", test[parts.pool], f_test[parts.pool[: S.samples]], parts, test, f_test, f_seen))
-    values = {key: torch.tensor([r[key] for r in rows], dtype=torch.float64) for key in METRICS}
-    return {key: {"mean": v.mean().item(), "std": v.std().item()} for key, v in values.items()}
+        found = judged(f_test[parts.pool[: S.samples]], f_test[parts.yard])
+        for what, d in near.items():
+            found[f"copied, {what}"] = copied(d[parts.pool, None], torch.zeros(1, 1), d[parts.unseen, None])
+        rows.append(found)
+    out = {}
+    for key in METRICS:
+        v = torch.tensor([r[key] for r in rows], dtype=torch.float64)
+        low, high = v.quantile(torch.tensor([0.1587, 0.8413], dtype=v.dtype)).tolist()
+        out[key] = dict(mean=v.mean().item(), std=v.std().item(), spread=(high - low) / 2, largest=v.max().item())
+    return out
 
 
-def power(f: Tensor, f_test: Tensor, seed: int = 0) -> dict[str, list[float]]:
-    """How many standard deviations lie between the values of a fault's features f and those of fresh images, by n.
+POWER: dict[str, Callable[[Tensor, Tensor, Tensor], float]] = {  # of n samples, n data points and 1,000 of these
+    "FD, n against 60,000": lambda x, y, yard: metrics.frechet_distance(x, judge.reference()),
+    "FD, n against n": lambda x, y, yard: metrics.frechet_distance(x, y),
+    "KID, n against 1,000": lambda x, y, yard: metrics.kid(x, yard),
+    "KID, n against n": lambda x, y, yard: metrics.kid(x, y),
+}
 
-    Parts of one size overlap, so the standard deviations are a little too small, for all metrics alike.
+
+def power(f_faulty: dict[str, Tensor], f_test: Tensor, seed: int) -> list[dict[str, Any]]:
+    """How many standard deviations lie between the values of a fault's features and those of fresh images, by n.
+
+    f_faulty: features of all test images with that fault. Parts of one size overlap, so the standard deviations are a
+    little too small, for all metrics alike.
     """
     parts = split(seed)
     yard = f_test[parts.yard]
-    against = {
-        "FD, n against 60,000": lambda a, _: metrics.frechet_distance(a, judge.reference()),
-        "FD, n against n": metrics.frechet_distance,
-        "KID, n against 1,000": lambda a, _: metrics.kid(a, yard),
-        "KID, n against n": metrics.kid,
-    }
-    out = {name: [] for name in against}
-    for n in SIZES:
-        for name, metric in against.items():
-            fresh, faulty = (
-                metrics.against_n(metric, z, yard, [n], S.repeats, seed).values[0] for z in (f_test[parts.pool], f)
-            )
-            spread = ((fresh.var() + faulty.var()) / 2).sqrt()
-            out[name].append(((faulty.mean() - fresh.mean()) / spread).item())
+    out: list[dict[str, Any]] = [dict(fault=name, seed=seed) for name in f_faulty]
+    for way, metric in POWER.items():
+        against = lambda x, y, metric=metric: metric(x, y, yard)  # noqa: E731
+        values = {
+            name: metrics.against_n(against, f[parts.pool], yard, list(SIZES), S.repeats, seed)
+            for name, f in {"": f_test, **f_faulty}.items()
+        }
+        fresh = values[""]
+        for found in out:
+            faulty = values[found["fault"]]
+            spread = ((fresh.values.var(1) + faulty.values.var(1)) / 2).sqrt()
+            found[way] = [round(v, 3) for v in ((faulty.mean - fresh.mean) / spread).tolist()]
     return out
+
+
+def of_the_unet(test: Tensor, f_test: Tensor) -> dict[str, Any]:
+    """The shipped U-Net: its 1,000 samples against three splits, and the likeliest copies among the first 200.
+
+    It has learned from all 60,000 training images, so it is compared with these where copies are looked for, as the
+    fresh images beside it are.
+    """
+    x, full = unet_samples(), datasets.load("fashion-mnist").x0
+    f, trained = judge.features(x), Seen(full, judge.features(full))
+    rows = [dict(seed=s) | row("U-Net", x, f, split(s), test, f_test, trained) for s in progress(SEEDS, desc="U-Net")]
+    with torch.no_grad():
+        read = judge.judge().last(F.silu(f)).argmax(1)
+    fresh = test[split(SEEDS[0]).pool[: S.looked_at]]
+    near = {"samples": nearest(x[: S.looked_at], full), "fresh": nearest(fresh, full)}
+    kept = {"drawn": packed(x[: S.shown])}
+    for name, (images, originals, _) in near.items():
+        kept |= {f"closest {name}": packed(images), f"nearest to {name}": packed(originals)}
+    return {
+        "rows": rows,
+        "read": (read == fashion.labels(S.samples)).double().mean().item(),
+        "closest": {name: found[2] for name, found in near.items()},
+        "images": kept,
+    }
+
+
+def nearest(x: Tensor, train: Tensor) -> tuple[Tensor, Tensor, list[float]]:
+    """The images of x that lie nearest to a training image, that image, and the distances, nearest first."""
+    distance, which = torch.cdist(x.flatten(1), train.flatten(1)).min(1)
+    first = distance.argsort()[: S.shown]
+    return x[first], train[which[first]], [round(d, 2) for d in distance[first].tolist()]
 
 
 def changed(x: Tensor, change: Callable[[Tensor], Tensor]) -> dict[str, float]:
@@ -257,19 +348,19 @@ def changed(x: Tensor, change: Callable[[Tensor], Tensor]) -> dict[str, float]:
 def main() -> None:
     torch.set_num_threads(1)
     began = time.process_time()
-    test = datasets.load("fashion-mnist-10k", "test").x0
-    f_test, f_seen = judge.features(test), judge.features(training_set().x0)
-    rows = [r for seed in progress(SEEDS, desc="models") for r in of_seed(seed, test, f_test, f_seen)]
+    test, seen = datasets.load("fashion-mnist-10k", "test").x0, training_set().x0
+    f_test, trained = judge.features(test), Seen(seen, judge.features(seen))
+    rows = [r for seed in progress(SEEDS, desc="models") for r in of_seed(seed, test, f_test, trained)]
     changes = [
         dict(change=name, seed=seed) | changed(test[split(seed).pool[: S.samples]], change)
         for seed in progress(SEEDS, desc="changes")
         for name, change in CHANGES.items()
     ]
-    slight = {"blurred": lambda x: blur(x, 0.45), "noisy": lambda x: noisy(x, 0.03)}
-    powers = {name: power(judge.features(f(test[split(0).pool])), f_test) for name, f in slight.items()}
+    slight = {"blurred": judge.features(blur(test, 0.45)), "noisy": judge.features(noisy(test, 0.03))}
+    powers = [r for seed in progress(range(S.power_splits), desc="power") for r in power(slight, f_test, seed)]
     made = provenance("python -m tinydiff.recipes.study_evaluation") | {"settings": asdict(S), "seeds": SEEDS}
-    made |= {"floors": floors(test, f_test, f_seen), "sizes": SIZES, "power": powers}
-    made |= {"seconds": round(time.process_time() - began)}
+    made |= {"floors": floors(test, f_test, trained), "sizes": SIZES, "power": powers}
+    made |= {"unet": of_the_unet(test, f_test), "seconds": round(time.process_time() - began)}
     save_results("15_evaluation", made | {"rows": rows, "changes": changes})
 
 
