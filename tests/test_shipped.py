@@ -82,3 +82,15 @@ def test_the_judge_tells_good_from_bad():
     for name in ("blurred", "noisy"):
         assert said[name]["fd"] > 3 * said["real"]["fd"] and said[name]["precision"] < said["real"]["precision"]
         assert said[name]["accuracy"] < said["real"]["accuracy"] and said[name]["kid"] > said["real"]["kid"]
+
+
+def test_the_floor_has_the_classes_that_were_asked_for():
+    of = torch.tensor([0, 0, 1, 0, 2, 1, 2, 2, 0])
+    assert fashion_classifier.alike(torch.tensor([1, 0, 1, 0]), of).tolist() == [0, 1, 2, 5]
+    few = fashion_classifier.alike(torch.tensor([0, 1] * 4), of)  # four of each wanted, and two of class 1 there
+    assert few.tolist() == [0, 1, 2, 5]
+    test = td.datasets.load("fashion-mnist-10k", "test")
+    index = fashion_classifier.alike(torch.arange(2000) % 10, test.y)
+    assert len(index) == len(index.unique()) == 2000 and torch.bincount(test.y[index]).tolist() == [200] * 10
+    said = fashion_classifier.judged(test.x0[:500], torch.arange(500) % 10)
+    assert said["fd_floor"] < 0.5 * fashion_classifier.judged(test.x0[:500])["fd_floor"]  # 0.29 against 1.21

@@ -99,20 +99,30 @@ def test_features() -> Tensor:
     return features(datasets.load("fashion-mnist-10k", "test").x0)
 
 
-def judged(x: Tensor, y: Tensor | None = None, real: Tensor | None = None) -> dict[str, int | float]:
+def alike(y: Tensor, of: Tensor) -> Tensor:
+    """Numbers of the first images whose labels `of` are those of y, as often as in y; evenly fewer if one runs out."""
+    classes = y.unique()
+    wanted, there = (torch.stack([(labels == k).sum() for k in classes]) for labels in (y, of))
+    take = (wanted * min(1.0, (there / wanted).min().item())).long()
+    return torch.cat([torch.nonzero(of == k)[:m, 0] for k, m in zip(classes, take, strict=True)])
+
+
+def judged(x: Tensor, y: Tensor | None = None, test: datasets.Images | None = None) -> dict[str, int | float]:
     """What the shipped judge says of samples (n, 1, 28, 28), of classes y where these were asked for.
 
-    fd: Fréchet distance to the 60,000 training images; fd_floor: that of as many test images. kid, precision, recall,
-    density and coverage: against these. accuracy: read as the class asked for.
-    real: features of test images; by default of the 5,000 that ship, and the floor of more samples is theirs.
+    fd: Fréchet distance to the 60,000 training images; fd_floor: that of as many test images, of the classes y as often
+    as in y, since evenly asked classes are nearer to the training images' even ones than chance would have it. kid,
+    precision, recall, density and coverage: against the first n test images. accuracy: read as the class asked for.
+    test: test images; by default the 5,000 that ship, and the floor of more samples is theirs.
     """
-    f, real = features(x), test_features() if real is None else real
+    of = datasets.load("fashion-mnist-10k", "test") if test is None else test
+    f, real = features(x), test_features() if test is None else features(test.x0)
     n = min(len(f), len(real))
     pr, dc = metrics.precision_recall(f[:n], real[:n]), metrics.density_coverage(f[:n], real[:n])
     said = {
         "n": len(f),
         "fd": metrics.frechet_distance(f, reference()),
-        "fd_floor": metrics.frechet_distance(real[:n], reference()),
+        "fd_floor": metrics.frechet_distance(real[:n] if y is None else real[alike(y, of.y)], reference()),
         "kid": metrics.kid(f[:n], real[:n]),
         "precision": pr.precision,
         "recall": pr.recall,
