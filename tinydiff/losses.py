@@ -60,8 +60,8 @@ def classifier_loss(
 ) -> Float[Tensor, " b"]:
     """-log p_t(y | x) of each noisy x = alpha x0 + sigma eps, in nats: the loss of a classifier for guidance."""
     c = d.schedule(t, like=x0)
-    eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
-    return F.cross_entropy(d.logits(c.alpha * x0 + c.sigma * eps, t), y, reduction="none")
+    noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+    return F.cross_entropy(d.logits(c.alpha * x0 + c.sigma * noise, t), y, reduction="none")
 
 
 @torch.no_grad()
