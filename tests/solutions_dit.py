@@ -109,37 +109,70 @@ PLACE_MUTANTS = {
     "another base": (place_with(base=100.0), "fall from 1 in equal ratios"),
     "sines alone": (place_with(waves=(torch.sin, torch.sin)), "at the origin"),
     "float32": (place_with(dtype=torch.float32), "dtype torch.float64"),
+    "frequencies in float32, then converted": (
+        lambda r, c, w: torch.cat(
+            [
+                f(k * (10_000 ** (-torch.arange(w // 4) / (w // 4))).double())
+                for k in (c, r)
+                for f in (torch.sin, torch.cos)
+            ]
+        ),
+        "as exact as float64.*made in",
+    ),
+    "all in float32, then converted": (
+        lambda r, c, w: place_with(powers=lambda n: torch.arange(n) / n, dtype=torch.float32)(r, c, w).double(),
+        "as exact as float64.*made in",
+    ),
     "half the width": (lambda r, c, w: place(r, c, w // 2) if w > 4 else torch.zeros(2, dtype=F64), "has shape"),
 }
 
 # ---- exercise 3 --------------------------------------------------------------------------------------
 
 
-def block_macs(tokens, width):
-    return 12 * tokens * width**2 + 2 * tokens**2 * width + 6 * width**2
+def block_macs(tokens, told, width):
+    layers = 14 * tokens + 2 * told
+    return layers * width**2 + 2 * tokens * (tokens + told) * width
 
 
-def block_macs_by_layer(tokens, width):
-    linear = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
-    return sum(a * b * tokens for a, b in linear) + 2 * tokens * tokens * width + width * (6 * width)
+def block_macs_by_layer(tokens, told, width):
+    square, pairs = width * width, 2 * width
+    myself = 4 * square * tokens + pairs * tokens * tokens
+    asked = (1 + 1) * square * tokens + 2 * square * told + pairs * tokens * told
+    return myself + asked + 2 * (4 * square) * tokens
 
 
-def macs_with(each=12, square=2, rest=6, extra=lambda n, d: 0):
-    return lambda n, d: each * n * d**2 + square * n**2 * d + rest * d**2 + extra(n, d)
+def macs_with(each=14, square=2, told=2, cross=2, extra=lambda n, m, d: 0):
+    def f(n, m, d):
+        return (each * n + told * m) * d**2 + square * n**2 * d + cross * n * m * d + extra(n, m, d)
+
+    return f
 
 
 BLOCK_MACS_MUTANTS = {
-    "flops": (lambda n, d: 2 * block_macs(n, d), "square of the tokens"),
-    "attention free of charge": (macs_with(square=0), "square of the tokens"),
-    "scores only": (macs_with(square=1), "square of the tokens"),
-    "no layer after attention": (macs_with(each=11), "grows with the tokens"),
-    "an MLP of one layer": (macs_with(each=8), "grows with the tokens"),
-    "the condition for each token": (macs_with(each=18, rest=0), "grows with the tokens"),
-    "no condition": (macs_with(rest=0), "does not depend on the tokens"),
-    "adaLN without gates": (macs_with(rest=4), "does not depend on the tokens"),
-    "biases too": (macs_with(extra=lambda n, d: 9 * n * d), "grows with the tokens"),
-    "a number with a point": (lambda n, d: float(block_macs(n, d)), "a whole number.*float"),
-    "right at width 8 alone": (lambda n, d: 12 * n * 8 * d + 2 * n * n * d + 6 * 8 * d, "library's block"),
+    "flops": (lambda n, m, d: 2 * block_macs(n, m, d), "square of the patches' tokens"),
+    "attention free of charge": (macs_with(square=0, cross=0), "square of the patches' tokens"),
+    "scores only": (macs_with(square=1, cross=1), "square of the patches' tokens"),
+    "cross-attention without pairs": (macs_with(cross=0), "both numbers of tokens"),
+    "no layer after cross-attention": (macs_with(each=13), "with the patches' tokens"),
+    "an MLP of one layer": (macs_with(each=10), "with the patches' tokens"),
+    "keys and values of the patches": (
+        macs_with(each=16, told=0),
+        "with the condition's tokens.*made of the condition",
+    ),
+    "the condition asks, too": (macs_with(told=4), "with the condition's tokens"),
+    "the condition's tokens among themselves": (
+        macs_with(extra=lambda n, m, d: 2 * m * m * d),
+        "square of the condition",
+    ),
+    "in context": (lambda n, m, d: 12 * (n + m) * d**2 + 2 * (n + m) ** 2 * d, "both numbers of tokens"),
+    "adaLN-Zero": (lambda n, m, d: 12 * n * d**2 + 2 * n**2 * d + 6 * d**2, "both numbers of tokens"),
+    "six vectors as well": (macs_with(extra=lambda n, m, d: 6 * d**2), "neither number of tokens.*six vectors"),
+    "biases too": (macs_with(extra=lambda n, m, d: 11 * n * d), "with the patches' tokens"),
+    "a number with a point": (lambda n, m, d: float(block_macs(n, m, d)), "a whole number.*float"),
+    "right at width 8 alone": (
+        lambda n, m, d: (14 * n + 2 * m) * 8 * d + 2 * n * (n + m) * 8,
+        "library's block",
+    ),
 }
 
 # ---- exercise 4 --------------------------------------------------------------------------------------
@@ -183,10 +216,10 @@ def attend_unnormalised(q, k, v, heads):
 ATTEND_MUTANTS = {
     "softmax over the queries": (attend_with(dim=2), "if all values are 1"),
     "no softmax": (attend_unnormalised, "if all values are 1"),
-    "the root of the whole width": (attend_with(lambda d, h: d**-0.5), "library's attention|first head"),
-    "no root": (attend_with(lambda d, h: h / d), "library's attention"),
-    "no scale": (attend_with(lambda d, h: 1.0), "library's attention"),
-    "heads ignored": (lambda q, k, v, heads: attend(q, k, v, 1), "first head"),
+    "the root of the whole width": (attend_with(lambda d, h: d**-0.5), "the scale of a head.*root of a head's width"),
+    "no root": (attend_with(lambda d, h: h / d), "the scale of a head.*root of a head's width"),
+    "no scale": (attend_with(lambda d, h: 1.0), "the scale of a head.*root of a head's width"),
+    "heads ignored": (lambda q, k, v, heads: attend(q, k, v, 1), "the scale of a head.*its own channels alone"),
     "channels dealt out like cards": (
         attend_with(split="b n (d h) -> b h n d", join="b h n d -> b n (d h)"),
         "first head",
@@ -240,21 +273,39 @@ def single_with(
     return f
 
 
+def single_from_x(x, shared, table, attention, mlp):
+    shift1, scale1, gate1, shift2, scale2, gate2 = (shared + table).unsqueeze(2).unbind(1)
+    norm = lambda x: F.layer_norm(x, x.shape[-1:], eps=1e-6)  # noqa: E731
+    h = x + gate1 * attention(norm(x) * (1 + scale1) + shift1)
+    return x + gate2 * mlp(norm(h) * (1 + scale2) + shift2)
+
+
+def single_gated_before(x, shared, table, attention, mlp):
+    shift1, scale1, gate1, shift2, scale2, gate2 = (shared + table).unsqueeze(2).unbind(1)
+    norm = lambda x: F.layer_norm(x, x.shape[-1:], eps=1e-6)  # noqa: E731
+    x = x + attention(gate1 * (norm(x) * (1 + scale1) + shift1))
+    return x + mlp(gate2 * (norm(x) * (1 + scale2) + shift2))
+
+
 ADALN_SINGLE_MUTANTS = {
-    "the table forgotten": (single_with(sum_=lambda s, t: s), "first branch adds"),
-    "the shared vectors forgotten": (single_with(sum_=lambda s, t: t.expand_as(s)), "image 0 is what the library"),
-    "table times shared": (single_with(sum_=lambda s, t: s * t), "first branch adds"),
+    "the table forgotten": (single_with(sum_=lambda s, t: s), "numbers in the table do.*shared \\+ table"),
+    "the shared vectors forgotten": (single_with(sum_=lambda s, t: t.expand_as(s)), "numbers in the table do.*shared"),
+    "table times shared": (single_with(sum_=lambda s, t: s * t), "leave the identity.*shared \\+ table"),
     "of the first image for all": (single_with(sum_=lambda s, t: (s[:1] + t).expand_as(s)), "image 1 is"),
-    "scale without 1": (single_with(one=0.0), "first branch adds"),
-    "no norm": (single_with(norm=lambda x: x), "first branch adds the normalised"),
+    "scale without 1": (single_with(one=0.0), "normalised tokens.*1 \\+ scale"),
+    "no norm": (single_with(norm=lambda x: x), "attention hears the normalised"),
     "norm over the tokens": (
         single_with(norm=lambda x: F.layer_norm(x.mT, x.shape[1:2], eps=1e-6).mT),
-        "first branch adds the normalised",
+        "attention hears the normalised",
     ),
-    "scale before shift": (single_with(order=(1, 0, 2, 4, 3, 5)), "a scale of 1 doubles"),
-    "gates first": (single_with(order=(1, 2, 0, 4, 5, 3)), "first branch adds"),
-    "the vectors of the MLP first": (single_with(order=(3, 4, 5, 0, 1, 2)), "image 0 is what the library"),
-    "attention and MLP side by side": (single_with(second=lambda before, after: before), "MLP hears"),
+    "the eps of torch": (single_with(norm=lambda x: F.layer_norm(x, x.shape[-1:])), "with eps.*1e-6"),
+    "scale before shift": (single_with(order=(1, 0, 2, 4, 3, 5)), "a shift of 1 adds.*in order"),
+    "gates first": (single_with(order=(1, 2, 0, 4, 5, 3)), "a shift of 1 adds.*in order"),
+    "the vectors of the MLP first": (single_with(order=(3, 4, 5, 0, 1, 2)), "a shift of 1 adds.*in order"),
+    "gates exchanged": (single_with(order=(0, 1, 5, 3, 4, 2)), "a gate of 1 adds.*in order"),
+    "attention and MLP side by side": (single_with(second=lambda before, after: before), "MLP hears what came of"),
+    "the second sum from x": (single_from_x, "a gate of 1 adds what attention.*what came of the first"),
+    "gates on what is heard": (single_gated_before, "the identity.*after it"),
     "no residual": (single_with(gate=lambda x, g, said: g * said), "the identity"),
     "gates around one": (single_with(gate=lambda x, g, said: x + (1 + g) * said), "the identity"),
     "x gated too": (single_with(gate=lambda x, g, said: g * (x + said)), "the identity"),

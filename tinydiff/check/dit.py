@@ -1,4 +1,4 @@
-"""Checks of exercises 14: patches, places, the cost of a block, attention, adaLN-single.
+"""Checks of exercises 14: patches, places, the cost of a cross-attention block, attention, adaLN-single.
 
 Each compares with another computation: pixels one by one, a property, the counter of the library, its own blocks.
 """
@@ -26,25 +26,36 @@ FREQUENCIES = (
 )
 QUARTERS = "four quarters: sines of the column, cosines of the column, sines of the row, cosines of the row"
 ACROSS = "the first half knows the column alone, and the second half the row alone"
+PRECISION = (
+    "frequencies, sines and cosines are all made in float64 (torch.arange(..., dtype=torch.float64)); what was made in "
+    "float32 stays as rough as that when it is converted"
+)
 EACH_TOKEN = (
-    "a linear layer from a to b numbers costs a * b for each token: queries, keys and values, the layer after "
-    "attention, and the two of the MLP, which is four times as wide inside"
+    "a linear layer from a to b numbers costs a * b for each token that goes through it. Patches go through those of "
+    "self-attention (queries, keys, values, and the one after it), of cross-attention (queries, and the one after it) "
+    "and of the MLP, which is four times as wide inside"
 )
 PAIRS = "scores: each token asks each other with vectors of the width; the weighted mean of the values costs as much"
-CONDITION = "six vectors are made from one condition, once an image, not once a token"
+ACROSS_PAIRS = "each patch asks each token of the condition: again a score, and a share in a weighted mean of values"
+TOLD = "keys and values of cross-attention are made of the condition's tokens, once for each of these, not of patches"
+NO_CONSTANT = "no layer is applied once an image: the six vectors are adaLN's, and this block has none"
 WHOLE = "biases, norms and activations are not counted, and what comes back is one whole number (int)"
 HEADS = (
     "head number k has the channels k d / heads ... (k + 1) d / heads of q, k and v, and of the result: side by side"
 )
-SCALE = "scores are divided by the root of a head's width, d / heads, not of d"
+SCALE = "scores are divided by the root of a head's width, d / heads: not by that of d, nor by the width itself"
 SOFTMAX = "for each query the weights of all keys sum to 1: softmax over the keys, the last axis of (queries, keys)"
-NO_MIX = "heads do not hear each other: the scores of each come from its own channels alone"
+NO_MIX = "heads do not hear each other: the scores of each are sums over its own channels alone, d / heads of them"
 SIX = "shift, scale and gate of attention, then shift, scale and gate of the MLP: split the sum along axis 1, in order"
 ONE_PLUS = "a scale of 0 leaves what it scales as it is: (1 + scale)"
-NORMED = "each branch hears the normalised tokens, without learned scale and shift, eps 1e-6, over the last axis"
+NORMED = "each branch hears the normalised tokens: over the last axis, without learned scale and shift"
+EPS = "eps is 1e-6, and inside the root with the variance (torch's default is 1e-5)"
 OUTSIDE = "the gate multiplies what the branch says, after it; x itself goes by untouched"
-SECOND = "the MLP hears what came of the attention branch, not the tokens from before it"
+KEPT = "the second branch adds to what came of the first: x + gate * attention is the x of the second line"
+SECOND = "the MLP hears what came of the attention branch, normalised, not the tokens from before it"
 TABLE = "vectors = shared + table, for each image: (b, 6, d) plus (6, d)"
+IMAGES = "each image has six vectors of its own, and all its tokens have the same"
+CALLED = "both branches are asked, each once"
 
 
 def patchify(fn: Callable) -> None:
@@ -89,50 +100,61 @@ def place(fn: Callable) -> None:
         prop = "column 0 and column 3 agree in the second half"
         is_close(name, prop, given, at[2, 3][half:], at[2, 0][half:], ACROSS, 1e-9)
         size = at[2, 3].view(2, 2, quarter).square().sum(1)  # of each frequency's sine and cosine
-        is_close(name, "sine^2 + cosine^2 = 1", given, size, torch.ones(2, quarter, dtype=F64), QUARTERS, 1e-9)
+        is_close(name, "sine^2 + cosine^2 = 1", given, size, torch.ones(2, quarter, dtype=F64), QUARTERS, 1e-4)
         table = dit.positions(6, width).double()  # float32
         for (row, column), out in at.items():
             given, due = f"row = {row}, column = {column}, width = {width}", table[6 * row + column]
             is_close(name, "the frequencies fall from 1 in equal ratios", given, out, due, FREQUENCIES, 1e-5)
-    right(name, 5)
+        for (row, column), out in at.items():
+            angles = [k * 10_000.0 ** (-i / quarter) for k in (column, row) for i in range(quarter)]
+            angles = torch.tensor(angles, dtype=F64).view(2, quarter)
+            gap = (out - torch.stack([angles.sin(), angles.cos()], dim=1).flatten()).abs().max()
+            if not gap < 1e-10:
+                given = f"row = {row}, column = {column}, width = {width}"
+                fail(name, "the numbers are as exact as float64 is", given, f"an error of {gap:.0e}", PRECISION)
+    right(name, 6)
 
 
 def block_macs(fn: Callable) -> None:
-    """Exercise 3: fn(tokens, width) -> multiply-accumulates of an adaLN-Zero block for one image."""
+    """Exercise 3: fn(tokens, told, width) -> multiply-accumulates of a cross-attention block for one image."""
     name = "block_macs"
 
-    def counted(n: int, d: int) -> int:
+    def counted(n: int, m: int, d: int) -> int:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            return cost.macs(dit.AdaLNZeroBlock(d, 4), torch.empty(1, n, d), torch.empty(1, 1, d))
+            return cost.macs(dit.CrossAttentionBlock(d, 4), torch.empty(1, n, d), torch.empty(1, m, d))
 
-    outs = {(n, d): call(name, fn, n, d) for n, d in ((1, 8), (2, 8), (3, 8), (16, 64), (256, 1152))}
-    for (n, d), out in outs.items():
+    sizes = ((1, 1, 8), (2, 1, 8), (3, 1, 8), (1, 2, 8), (2, 2, 8), (1, 3, 8), (16, 2, 64), (256, 2, 1152))
+    outs = {size: call(name, fn, *size) for size in sizes}
+    for (n, m, d), out in outs.items():
         if isinstance(out, bool) or not isinstance(out, int):
-            given = f"tokens = {n}, width = {d}"
+            given = f"tokens = {n}, told = {m}, width = {d}"
             fail(name, "a whole number comes back", given, f"{type(out).__name__} {out}", WHOLE)
-    # as a polynomial in the tokens: what each term is for is told apart
-    one, two, three = (outs[n, 8] for n in (1, 2, 3))
-    square = (three - 2 * two + one) // 2
-    each = two - one - 3 * square
-    rest = one - each - square
-    given = "width = 8, tokens = 1, 2, 3"
+    # as a polynomial in both numbers of tokens: what each term is for is told apart
+    f = {(n, m): out for (n, m, d), out in outs.items() if d == 8}
+    square = (f[3, 1] - 2 * f[2, 1] + f[1, 1]) // 2
+    cross = f[2, 2] - f[2, 1] - f[1, 2] + f[1, 1]
+    among = (f[1, 3] - 2 * f[1, 2] + f[1, 1]) // 2
+    each_told = f[1, 2] - f[1, 1] - cross - 3 * among
+    each = f[2, 1] - f[1, 1] - cross - 3 * square
+    rest = f[1, 1] - square - cross - among - each_told - each
+    given = "width = 8, tokens = 1, 2, 3, told = 1, 2, 3"
     for what, came, due, hint in (
-        ("what grows with the square of the tokens", square, 2 * 8, PAIRS),
-        ("what grows with the tokens", each, 12 * 64, EACH_TOKEN),
-        ("what does not depend on the tokens", rest, 6 * 64, CONDITION),
+        ("what grows with the square of the patches' tokens", square, 2 * 8, PAIRS),
+        ("what grows with both numbers of tokens at once", cross, 2 * 8, ACROSS_PAIRS),
+        ("what grows with the square of the condition's tokens", among, 0, ACROSS_PAIRS),
+        ("what grows with the condition's tokens", each_told, 2 * 64, TOLD),
+        ("what grows with the patches' tokens", each, 14 * 64, EACH_TOKEN),
+        ("what depends on neither number of tokens", rest, 0, NO_CONSTANT),
     ):
         if came != due:
-            prop, came = (
-                f"{what} is what the layers need",
-                "more than they need" if came > due else "less than they need",
-            )
-            fail(name, prop, given, came, hint)
-    for (n, d), out in outs.items():
-        due = counted(n, d)
+            prop = f"{what} is what the layers need"
+            fail(name, prop, given, "more than they need" if came > due else "less than they need", hint)
+    for (n, m, d), out in outs.items():
+        due = counted(n, m, d)
         if out != due:
-            prop, given = "the count is that of the library's block", f"tokens = {n}, width = {d}"
+            prop, given = "the count is that of the library's block", f"tokens = {n}, told = {m}, width = {d}"
             fail(name, prop, given, f"{out / due:.4f} times as many", EACH_TOKEN)
-    right(name, 4)
+    right(name, 5)
 
 
 def attend(fn: Callable) -> None:
@@ -152,6 +174,16 @@ def attend(fn: Callable) -> None:
         order = [2, 0, 1]
         moved = call(name, fn, q, k[:, order], v[:, order], heads)
         is_close(name, "the order of the keys does not matter", given, moved, out, SOFTMAX, 1e-9)
+    # all channels alike, so that it does not matter which of them belong to a head: only their number and the scale do
+    flat_q, flat_k, flat_v = (u[..., :1].expand_as(u).contiguous() for u in (q, k, v))
+
+    def flat(factor: float) -> Tensor:
+        return (factor * flat_q[..., :1] @ flat_k[..., :1].mT).softmax(2) @ flat_v
+
+    given = "q of (2, 5, 12), k and v of (2, 3, 12), in each all 12 channels alike, heads = 3"
+    out = call(name, fn, flat_q, flat_k, flat_v, 3)
+    hint = NO_MIX if torch.allclose(out, flat(12**0.5)) else SCALE  # 12 channels in one head, divided by their root
+    is_close(name, "scores have the scale of a head", given, out, flat(2.0), hint, 1e-9)  # 4 / sqrt(4)
     alone = call(name, fn, q[..., :4], k[..., :4], v[..., :4], 1)
     first = call(name, fn, q, k, v, 3)[..., :4]
     given = "width 12 in 3 heads, and the first 4 channels alone in one"
@@ -161,8 +193,8 @@ def attend(fn: Callable) -> None:
         x = draw(2, 6, 8)
         out, due = call(name, fn, x, x, x, heads), layer(x).detach()
         given = f"q = k = v of (2, 6, 8), heads = {heads}"
-        is_close(name, "it agrees with the library's attention", given, out, due, SCALE, 1e-9)
-    right(name, 4)
+        is_close(name, "it agrees with the library's attention", given, out, due, HEADS, 1e-9)
+    right(name, 5)
 
 
 def _attention_without_layers(width: int, heads: int) -> nn.Module:
@@ -176,6 +208,17 @@ def _attention_without_layers(width: int, heads: int) -> nn.Module:
     return layer
 
 
+class _Branch:
+    """A branch that says the same whatever it hears, and keeps what it heard."""
+
+    def __init__(self, said: Tensor) -> None:
+        self.said, self.heard = said, None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.heard = x
+        return self.said
+
+
 def adaln_single(fn: Callable) -> None:
     """Exercise 5: fn(x, shared, table, attention, mlp), x of (b, n, d), shared of (b, 6, d), table of (6, d)."""
     name, g = "adaln_single", torch.Generator().manual_seed(0)
@@ -184,47 +227,71 @@ def adaln_single(fn: Callable) -> None:
         return torch.randn(shape, generator=g, dtype=F64)
 
     b, n, d = 3, 5, 8
-    x, zero_shared, zero_table = draw(b, n, d), torch.zeros(b, 6, d, dtype=F64), torch.zeros(6, d, dtype=F64)
+    x, said, shared, table = draw(b, n, d), draw(2, b, n, d), draw(b, 6, d), draw(6, d)
+    zero_shared, zero_table = torch.zeros_like(shared), torch.zeros_like(table)
+
+    def ask(x: Tensor, *ones: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What attention and the MLP hear, and what comes back, with these of the six vectors 1, all else 0."""
+        vectors, branches = zero_table.clone(), [_Branch(v) for v in said]
+        vectors[list(ones)] = 1
+        out = call(name, fn, x, zero_shared, vectors, *branches)
+        for branch, which in zip(branches, ("attention", "mlp"), strict=True):
+            if branch.heard is None:
+                fail(name, f"{which} is called", "any", "it was not", CALLED)
+        is_tensor_like(name, "what comes back", out, x, "as many tokens as came in, of the same width")
+        return branches[0].heard, branches[1].heard, out
+
+    def normalised(x: Tensor) -> Tensor:
+        return nn.functional.layer_norm(x, (d,), eps=1e-6)
+
+    heard = ask(x)
+    given = "shared = 0, table = 0, branches that say something"
+    is_close(name, "with gates of 0 the block is the identity", given, heard[2], x, OUTSIDE, 1e-12)
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         block = dit.AdaLNZeroBlock(d, 2).double()
     block.requires_grad_(False)
     parts = (block.attention, block.mlp)
-    given = "shared = 0, table = 0"
-    out = call(name, fn, x, zero_shared, zero_table, *parts)
-    is_tensor_like(name, "what comes back", out, x, "as many tokens as came in, of the same width")
-    is_close(name, "with gates of 0 the block is the identity", given, out, x, OUTSIDE, 1e-12)
+    here, there = (call(name, fn, x, *v, *parts) for v in ((table.expand_as(shared), zero_table), (zero_shared, table)))
+    prop, given = "numbers in the table do what the same numbers in shared do", "one of them random, the other 0"
+    is_close(name, prop, given, there, here, TABLE, 1e-9)
+    none = call(name, fn, x, table.expand_as(shared), -table, *parts)
+    prop, given = "shared and a table that is its negative leave the identity", "random shared, table = -shared"
+    is_close(name, prop, given, none, x, TABLE, 1e-9)
 
-    def normalised(x: Tensor) -> Tensor:
-        return nn.functional.layer_norm(x, (d,), eps=1e-6)
+    for which, came in zip(("attention", "the MLP"), heard, strict=False):
+        hint = ONE_PLUS if not came.any() else NORMED
+        prop, given = f"{which} hears the normalised tokens", "shared = 0, table = 0"
+        is_close(name, prop, given, came, normalised(x), hint, 1e-3)
+    small = 1e-3 * x
+    for which, came in zip(("attention", "the MLP"), ask(small), strict=False):
+        prop, given = f"{which} hears them normalised with eps", "tokens of size 0.001; shared = 0, table = 0"
+        is_close(name, prop, given, came, normalised(small), EPS, 1e-9)
 
-    def gated(*rows: int) -> Tensor:
-        table = zero_table.clone()
-        table[list(rows)] = 1
-        return table
+    base = heard[:2]
+    for branch, which in ((0, "attention"), (1, "the MLP")):
+        for i, what, due in ((0, "shift", base[branch] + 1), (1, "scale", 2 * base[branch])):
+            given = f"vector {3 * branch + i}, the {what} of {which}, 1, all else 0"
+            came = ask(x, 3 * branch + i)
+            prop = f"a {what} of 1 {('adds 1 to', 'doubles')[i]} what {which} hears"
+            is_close(name, prop, given, came[branch], due, SIX, 1e-9)
+            prop = f"the {what} of {which} is not for the other branch"
+            is_close(name, prop, given, came[1 - branch], base[1 - branch], SIX, 1e-9)
+    for branch, which in ((0, "attention"), (1, "the MLP")):
+        out = ask(x, 3 * branch + 2)[2]
+        hint = SIX if torch.allclose(out, x + said[1 - branch]) else KEPT if torch.allclose(out, x) else OUTSIDE
+        prop = f"a gate of 1 adds what {which} says"
+        given = f"vector {3 * branch + 2}, the gate of {which}, 1, all else 0"
+        is_close(name, prop, given, out, x + said[branch], hint, 1e-9)
+    prop, given = "the MLP hears what came of attention", "gate of attention 1, all else 0"
+    is_close(name, prop, given, ask(x, 2)[1], normalised(x + said[0]), SECOND, 1e-9)
 
-    def identity(x: Tensor) -> Tensor:
-        return x
-
-    first = call(name, fn, x, zero_shared, gated(2), identity, identity)
-    given = "gate of attention 1, all else 0, branches that pass on what they hear"
-    is_close(name, "the first branch adds the normalised tokens", given, first, x + normalised(x), NORMED, 1e-9)
-    last = call(name, fn, x, zero_shared, gated(5), identity, identity)
-    given = "gate of the MLP 1, all else 0, branches that pass on what they hear"
-    is_close(name, "the second branch adds the normalised tokens", given, last, x + normalised(x), SIX, 1e-9)
-    both = call(name, fn, x, zero_shared, gated(2, 5), identity, identity)
-    due = x + normalised(x)
-    prop, given = "the MLP hears what came of attention", "both gates 1, all else 0"
-    is_close(name, prop, given, both, due + normalised(due), SECOND, 1e-9)
-    scaled = call(name, fn, x, zero_shared, gated(1, 2), identity, identity)
-    given = "scale and gate of attention 1, all else 0"
-    is_close(name, "a scale of 1 doubles what is heard", given, scaled, x + 2 * normalised(x), ONE_PLUS, 1e-9)
-    shared, table = draw(b, 6, d), draw(6, d)
     out = call(name, fn, x, shared, table, *parts)
     given = f"random x of {(b, n, d)}, shared of {(b, 6, d)}, table of {(6, d)}, the library's attention and MLP"
     for i in range(b):  # each image by the library's block, the six vectors as biases of its layer
         block.adaln[1].bias.copy_((shared[i] + table).flatten())
         due = block(x[i : i + 1], torch.zeros(1, 1, d, dtype=F64))
         prop = f"image {i} is what the library's block makes of it with the vectors shared + table"
-        is_close(name, prop, given, out[i : i + 1], due, f"{TABLE}; {SIX}", 1e-9)
-    right(name, 6)
+        is_close(name, prop, given, out[i : i + 1], due, IMAGES, 1e-9)
+    right(name, 8)

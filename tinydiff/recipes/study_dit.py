@@ -12,14 +12,14 @@ noise in the same order. Each part is a list of runs:
                    U-Net of about as many multiply-accumulates
     size           seven networks, from 0.24 to 7.6 million multiply-accumulates
     long           three times as many steps: adaLN-Zero, gates that start at random, adaLN-Zero with larger patches;
-                   only if asked for, and not in the stored file yet
+                   only if asked for; of these the stored file has one run, adaLN-Zero with seed 0
 
 A row holds what the network costs, its loss on held-out digits with fixed noise on the way and at the end, that on as
 many training digits, and how good its samples are. Results in data/results/14_dit.json, written after every run.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -45,6 +45,12 @@ KINDS = ("in-context", "cross-attention", "adaln", "adaln-zero")
 STARTS = ("gates at one", "gates at random")  # two other starts of adaLN-Zero's gates
 OTHERS = ("no positions", "MLP", "rows for columns", "U-Net")
 PARTS = ("conditioning", "others", "size")  # and "long", if asked for
+
+# the paper's FID on ImageNet at 256 pixels after 400,000 steps (Peebles and Xie 2023, table 4): XL/2 by kind of block,
+# and adaLN-Zero by size and patch
+PAPER_KINDS = {"in-context": 35.24, "cross-attention": 26.14, "adaln": 25.21, "adaln-zero": 19.47}
+PAPER_SIZES = dict(S_8=153.60, S_4=100.41, S_2=68.40, B_8=122.74, B_4=68.38, B_2=43.47)
+PAPER_SIZES |= dict(L_8=118.87, L_4=45.64, L_2=23.33, XL_8=106.41, XL_4=43.01, XL_2=19.47)
 
 
 @dataclass(frozen=True)
@@ -177,6 +183,44 @@ def run(name: str, s: Settings, seed: int) -> dict[str, Any]:
     row |= dict(curve=list(curve.items()), loss=validation(d, s), train=validation(d, s, seen), energy=off(x))
     row |= dict(accuracy=metrics.digit_accuracy(x, torch.arange(s.samples) % 10))
     return row | dict(seconds=round(time.process_time() - start, 1))
+
+
+# ---- reading the results -------------------------------------------------------------------------
+
+
+def values(results: dict[str, Any], name: str, key: str = "loss", part: str = "conditioning", **where: Any) -> Tensor:
+    """What the runs of one network found, a number for each seed; "half" is the loss half-way.
+
+    Raises ValueError if a seed is missing, or if more than one run has it.
+    """
+    where |= dict(part=part, name=name)
+    found = sorted((r for r in results["rows"] if all(r[k] == v for k, v in where.items())), key=lambda r: r["seed"])
+    if [r["seed"] for r in found] != results["seeds"]:
+        raise ValueError(f"{where} has the seeds {[r['seed'] for r in found]}, not {results['seeds']}")
+    return torch.tensor([r["curve"][0][1] if key == "half" else r[key] for r in found], dtype=torch.float64)
+
+
+def by_size(results: dict[str, Any], key: str) -> dict[tuple[int, int], Tensor]:
+    """{(width, patch): a number for each seed} of the seven networks, the cheapest first."""
+    usual = Settings.width, Settings.patch  # is in `conditioning`
+
+    def found(shape: tuple[int, int], key: str) -> Tensor:
+        part = "conditioning" if shape == usual else "size"
+        return values(results, "adaln-zero", key, part, width=shape[0], patch=shape[1])
+
+    return {shape: found(shape, key) for shape in sorted(SHAPES, key=lambda shape: found(shape, "macs")[0].item())}
+
+
+def gradients(net: DiT) -> Iterator[tuple[str, Tensor]]:
+    """Each parameter's name and gradient; the layer that makes a block's vectors in two parts, "gate" and "rest"."""
+    for name, p in net.named_parameters():
+        if ".adaln." in name:
+            vectors = p.grad.chunk(6 if net.conditioning == "adaln-zero" else 4)
+            gates = vectors[2::3] if len(vectors) == 6 else ()
+            yield name + " gate", torch.cat([g.flatten() for g in gates] or [torch.zeros(0)])
+            yield name + " rest", torch.cat([g.flatten() for g in vectors if not any(g is gate for gate in gates)])
+        else:
+            yield name, p.grad
 
 
 # ---- the study -----------------------------------------------------------------------------------
