@@ -306,7 +306,7 @@ def test_the_ancestral_mean_is_shifted_by_the_variance_times_the_gradient(d):
 
     for var in (td.samplers.small, td.samplers.large):
         g = lambda: torch.Generator().manual_seed(0)  # noqa: E731
-        states = list(td.ancestral(d, x, ts, var=var, shift=shift, generator=g()))
+        states = list(td.guided_ancestral(d, x, ts, shift, var=var, generator=g()))
         ct, cs = d.schedule(0.8, like=x), d.schedule(0.4, like=x)
         q, v = td.posterior(ct, cs), var(d(x, 0.8), ct, cs)
         close(asked[0][0], x, 0), close(asked[0][1], 0.8, 0)

@@ -16,7 +16,7 @@ from tinydiff.recipes.base import restored
 ROOT = Path(__file__).parent.parent
 FILES = sorted(DATA.glob("*.safetensors"))
 EACH = pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
-DENOISERS = [p for p in FILES if "schedule" in read_checkpoint(p)[1]]
+DENOISERS = [p for p in FILES if "target" in read_checkpoint(p)[1]]
 
 
 def test_all_is_small():

@@ -57,6 +57,7 @@ from tinydiff.samplers import (
     edm_stochastic,
     euler,
     final,
+    guided_ancestral,
     heun,
     langevin,
     mala,

@@ -216,7 +216,7 @@ class classifier(Guide):
     """The denoiser with scale * grad log p_t(y | x) added to its score (Song et al. 2021, eq. 14; ADM, Algorithm 2).
 
     eps - scale sigma grad log p_t(y | x), and x0 follows; at scale = 1 with the exact classifier it is the exact
-    denoiser of p(x0 | y). Needs alpha > 0. For ADM's Algorithm 1 see `ancestral(..., shift=)`.
+    denoiser of p(x0 | y). Needs alpha > 0. For ADM's Algorithm 1 see `samplers.guided_ancestral`.
 
     Args:
         log_prob: (x, t) -> (b,), log p_t(y | x) of the class wanted, for noisy x; autograd makes the gradient of it.

@@ -30,7 +30,8 @@ def ship(name: str, run: Path, recipe_name: str) -> None:
     _, _, made = read_checkpoint(run)
     full = recipe.SCALES["full"]
     settings = restored(type(full), made["recipe"]["settings"])
-    settings = replace(settings, samples=full.samples, sampling_steps=full.sampling_steps)  # how it is judged now
+    judging = {k: getattr(full, k) for k in ("samples", "sampling_steps") if hasattr(full, k)}  # how it is judged now
+    settings = replace(settings, **judging)
     here = replace(settings, device=full.device, threads=full.threads)
     torch.set_num_threads(here.threads)
     d = load_checkpoint(run)
@@ -67,7 +68,7 @@ def page() -> str:
         tensors, description, made = read_checkpoint(path)
         lines += [f"## {path.stem}", ""]
         if (ROOT / "docs" / "checkpoints" / f"{path.stem}.png").is_file():
-            lines += [f"![samples, a class in each column](checkpoints/{path.stem}.png)", ""]
+            lines += [f"![samples](checkpoints/{path.stem}.png)", ""]
         numbers = sum(t.numel() for k, t in tensors.items() if k.startswith("net."))
         lines += ["| what | |", "| --- | --- |"]
         lines += [f"| network | {description['net']['class']}, {numbers / 1e6:.2f} M numbers |"]

@@ -1,7 +1,7 @@
 """Samplers: from noise to data. `base` has what they share and how to write one; `run` has `sample`, which draws the
 noise as well; the other modules have the samplers."""
 
-from tinydiff.samplers.ancestral import Posterior, ancestral, large, learned, posterior, small
+from tinydiff.samplers.ancestral import Posterior, ancestral, guided_ancestral, large, learned, posterior, small
 from tinydiff.samplers.base import Sampler, State, final, noise_like, pairs, sampler
 from tinydiff.samplers.consistency import consistency_multistep
 from tinydiff.samplers.ddim import ddim, ddim_inverse, ddim_step, slerp

@@ -60,26 +60,45 @@ def ancestral(
     x: Float[Tensor, "b *d"],
     ts: Float[Tensor, " n"],
     var: Callable[[Prediction, Coefs, Coefs], Tensor] = small,
-    shift: Callable[[Tensor, float], Tensor] | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[State]:
     """DDPM's sampler (Ho et al. 2020, Algorithm 2), on any grid: the chain's posterior with x0 believed.
 
     Args:
         var: variance of a step: `small` (beta-tilde), `large` (beta), `learned`, or any function (p, ct, cs).
-        shift: (x, t) -> like x; the variance times it is added to the mean, but in the last step, which has none. With
-            scale * grad log p_t(y | x) it is ADM's guidance by a classifier (Dhariwal and Nichol 2021, Algorithm 1),
-            whose gradient is taken at x_t, as official code does; for Sohl-Dickstein's, at the mean, see `product`.
     """
     for t, s in pairs(ts):
         p = d(x, t)
         ct, cs = d.schedule(t, like=x), d.schedule(s, like=x)
         q = posterior(ct, cs)
-        mean = q.a_x0 * p.x0 + q.a_x * x
+        x = q.a_x0 * p.x0 + q.a_x * x
         if s > 0:  # the last step ends in data: no noise
-            spread = var(p, ct, cs)
-            moved = mean if shift is None else mean + spread * shift(x, t)
-            x = moved + spread.sqrt() * noise_like(x, generator)
-        else:
-            x = mean
+            x = x + var(p, ct, cs).sqrt() * noise_like(x, generator)
         yield State(s, x, p.x0)
+
+
+@sampler
+def guided_ancestral(
+    d: Denoiser,
+    x: Float[Tensor, "b *d"],
+    ts: Float[Tensor, " n"],
+    gradient: Callable[[Tensor, float], Tensor],
+    var: Callable[[Prediction, Coefs, Coefs], Tensor] = small,
+    generator: torch.Generator | None = None,
+) -> Iterator[State]:
+    """`ancestral` with its mean moved by the variance times a gradient (Dhariwal and Nichol 2021, Algorithm 1).
+
+    Args:
+        gradient: (x, t) -> like x: scale * grad log p_t(y | x) guides by a classifier. It is taken at x_t, as official
+            code does; Sohl-Dickstein's, at the mean, is `product`. The last step has no noise, and is not guided.
+        var: as in `ancestral`.
+    """
+    for t, s in pairs(ts):
+        belief = d(x, t)
+        ct, cs = d.schedule(t, like=x), d.schedule(s, like=x)
+        q = posterior(ct, cs)
+        here, x = x, q.a_x0 * belief.x0 + q.a_x * x
+        if s > 0:
+            spread = var(belief, ct, cs)
+            x = x + spread * gradient(here, t) + spread.sqrt() * noise_like(x, generator)
+        yield State(s, x, belief.x0)
