@@ -111,7 +111,8 @@ def test_two_processes_train_as_one_that_accumulates(tmp_path, launch):
     train = ["-m", "tinydiff", "train", "fashion_unet", *settings.split()]
     python(*train, "--accumulate", "2", "--out", str(alone))
     launch(*train, "--out", str(both))
-    first, second = read_log(alone.with_suffix(".jsonl")), read_log(both.with_suffix(".jsonl"))
+    (*first, end), (*second, other) = (read_log(path.with_suffix(".jsonl")) for path in (alone, both))
+    assert end["step"] == other["step"] == 4 and end["fd"] == pytest.approx(other["fd"], rel=1e-2)  # the metrics
     assert [line["step"] for line in first] == [line["step"] for line in second] == [1, 2, 3, 4]
     assert [line["loss"] for line in first] == pytest.approx([line["loss"] for line in second], rel=1e-5)
     a, b = td.load_checkpoint(alone), td.load_checkpoint(both)
