@@ -285,8 +285,10 @@ def test_what_cannot_work_with_cfg_plus_plus_says_so(d):
     for steps in (td.ancestral, td.dpmpp_2m, td.heun, td.reverse_sde):
         with pytest.raises(ValueError, match=f"needs the sampler ddim.*got {steps.__name__}"):
             td.final(steps(plus, x, ts))
-        with pytest.raises(ValueError, match="needs the sampler ddim"):
-            td.final(steps(td.bind(plus), x, ts))
+        plain = td.bind(d, **TWO[1])
+        for outer in (td.bind(plus), td.interval(plain, plus, 0.1, 1.0), td.autoguide(plain, plus, 2.0)):
+            with pytest.raises(ValueError, match="needs the sampler ddim"):
+                td.final(steps(outer, x, ts))
     for outer in (td.thresholded(plus, td.static()), td.classifier(plus, lambda x, t: x.sum(1))):
         with pytest.raises(ValueError, match="two beliefs"):
             td.final(td.ddim(outer, x, ts))

@@ -122,7 +122,7 @@ def run(command: str, name: str, recipe: Any, argv: list[str]) -> int:
         d = load(out, s)
         seconds = time.perf_counter() - start
         metrics = {"seconds": round(seconds, 1), **recipe.evaluate(d, s)}
-        append(out.with_suffix(".jsonl"), {"step": number, **metrics})
+        append(out.with_suffix(".jsonl"), {"step": number or s.steps, **metrics})
         print(json.dumps(metrics, indent=2))
         print(f"saved {out}" + (f" at step {number} of {s.steps}: --resume goes on" if 0 < number < s.steps else ""))
 

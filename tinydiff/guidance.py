@@ -39,7 +39,8 @@ class Guide:
     @property
     def paired(self) -> bool:
         """False if x0 and eps are of two beliefs, as CFG++ has them."""
-        return getattr(self, "rule", None) is not cfg_plus_plus and getattr(self.denoiser, "paired", True)
+        within = (getattr(self, name, None) for name in ("denoiser", "bad", "plain"))
+        return getattr(self, "rule", None) is not cfg_plus_plus and all(getattr(d, "paired", True) for d in within)
 
 
 @dataclass(frozen=True, eq=False)
