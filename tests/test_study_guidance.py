@@ -112,6 +112,14 @@ def test_no_run_is_listed_twice():
     assert len(set(keys)) == len(keys)
 
 
+def test_what_was_measured_under_another_name_is_not_measured_again():
+    rows = [dict(part="scale", name="cfg", w=2, steps=25, fd=[1.0], seconds=9.0)]
+    (mine,) = [run for run in study.runs("calls") if run.name == "50 cfg"]
+    assert study.twin(mine, rows) == dict(part="calls", name="50 cfg", w=2, steps=25, fd=[1.0], seconds=0.0)
+    others = [run for run in study.runs("calls") + study.runs("unet") + study.runs("interval") if run.name != "50 cfg"]
+    assert not any(study.twin(run, rows) for run in others)
+
+
 def test_a_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
     asked = []
 

@@ -25,7 +25,8 @@ FORMAT = "tinydiff checkpoint 1"
 DATA = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
 
 _CLASSES = [models.ConvClassifier, models.DiT, models.MLP, models.NoisyClassifier, models.RBF, models.UNet]
-_CLASSES += [models.UNet2015]
+_CLASSES += [models.UNet2015, models.KLAutoencoder, models.VQAutoencoder, models.Identity, models.PatchDiscriminator]
+_CLASSES += [models.TextEncoder, models.WithText, models.Concatenated]
 _CLASSES += [dpm.LearnedBetas, dpm.step_mean, targets.edm, denoisers.c_in_edm]
 _CLASSES += [getattr(schedules, s) for s in "DiscreteVP VP SubVP VE EDM Cosine Flow Shifted".split()]
 _FUNCTIONS = [targets.x0, targets.eps, targets.v, targets.score, targets.velocity]
@@ -58,7 +59,9 @@ def describe(part: Any) -> Any:
 
 def describe_denoiser(d: NetDenoiser | NetClassifier) -> dict[str, Any]:
     """A JSON description of each part of a denoiser, or of a classifier of noisy data, which has no target."""
-    return {part: describe(getattr(d, part)) for part in ("net", *PARTS) if hasattr(d, part)}
+    described = {part: describe(getattr(d, part)) for part in ("net", *PARTS) if hasattr(d, part)}
+    codec = getattr(d, "codec", None)
+    return described if codec is None else described | {"codec": describe(codec.autoencoder)}
 
 
 def rebuild(description: Any, role: str) -> Any:
@@ -107,7 +110,9 @@ def save_checkpoint(
         recipe: JSON data on how the weights came to be (command, seed, steps, metrics).
         extra: more named tensors (optimiser state, raw weights); `read_checkpoint` returns them.
     """
-    _save(path, d.net, describe_denoiser(d), recipe, extra)
+    codec = getattr(d, "codec", None)
+    latent = {} if codec is None else {f"codec.{k}": t for k, t in codec.autoencoder.state_dict().items()}
+    _save(path, d.net, describe_denoiser(d), recipe, latent | dict(extra or {}))
 
 
 def save_network(
@@ -171,6 +176,10 @@ def load_checkpoint(
     given = {k: part for k, part in given.items() if k in description}
     parts = {k: rebuild(description[k], k) if part is None else part for k, part in given.items()}
     _fill(path, parts["net"], tensors, own=net is not None)
+    if "codec" in description:
+        autoencoder = rebuild(description["codec"], "codec")
+        _fill(path, autoencoder, tensors, own=False, prefix="codec.")
+        parts["codec"] = models.Codec(autoencoder)
     return kind(**parts)
 
 
@@ -185,9 +194,9 @@ def load_network(path: str | Path) -> nn.Module:
     return net
 
 
-def _fill(path: str | Path, net: nn.Module, tensors: Mapping[str, Tensor], own: bool) -> None:
+def _fill(path: Any, net: nn.Module, tensors: Mapping[str, Tensor], own: bool, prefix: str = "net.") -> None:
     """Gives the network its weights; one of ours in their precision, except that half becomes float32."""
-    weights = {k.removeprefix("net."): t for k, t in tensors.items() if k.startswith("net.")}
+    weights = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
     if not own:
         dtype = next((t.dtype for t in weights.values() if t.is_floating_point()), torch.float32)
         net.to(torch.float32 if dtype is torch.float16 else dtype)  # float16 is how weights travel, not how they work

@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tinydiff.models import Codec
 from tinydiff.schedules import Coefs, Schedule, Times, batch_times
 from tinydiff.targets import Prediction, Target, Variance, check_target, decode
 
@@ -83,6 +84,8 @@ class NetDenoiser:
         c_noise: coefficients -> the number that tells the network the time; by default 1000 t.
         var: None, or what makes a reverse variance of the second half of the output's channels, such as
             `interpolated_variance`.
+        codec: None, or for latent diffusion what its x0 is encoded and decoded by (`models.Codec`), so that it is saved
+            with the weights: sample(d, d.codec.shape(n, 28), decode=d.codec).
 
     Raises TypeError if the target is not a function.
     """
@@ -93,6 +96,7 @@ class NetDenoiser:
     c_in: Callable[[Coefs], Tensor | float] = c_in_one
     c_noise: Callable[[Coefs], Tensor] = c_noise_ddpm
     var: Callable[[Tensor], Variance] | None = None
+    codec: Codec | None = None
 
     def __post_init__(self) -> None:
         check_target(self.target)

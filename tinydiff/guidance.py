@@ -28,13 +28,18 @@ from tinydiff.targets import Prediction, Target, decode, encode, v
 
 
 class Guide:
-    """Base of the wrappers: the schedule is that of the denoiser within, and so is whether its beliefs are pairs."""
+    """Base of the wrappers: the schedule is that of the denoiser within, and so are its codec and whether it pairs."""
 
     denoiser: Denoiser
 
     @property
     def schedule(self) -> Any:
         return self.denoiser.schedule
+
+    @property
+    def codec(self) -> Any:
+        """What the data are decoded by, if they are latents."""
+        return getattr(self.denoiser, "codec", None)
 
     @property
     def paired(self) -> bool:
@@ -237,10 +242,17 @@ class classifier(Guide):
 
 @dataclass(frozen=True, eq=False)
 class thresholded(Guide):
-    """The denoiser with its x0 passed through a rule, such as static(), and eps made to agree with it."""
+    """The denoiser with its x0 passed through a rule, such as static(), and eps made to agree with it.
+
+    Raises ValueError for a denoiser of latents, which have no range.
+    """
 
     denoiser: Denoiser
     rule: Callable[[Tensor], Tensor]
+
+    def __post_init__(self) -> None:
+        if getattr(self.denoiser, "codec", None) is not None:
+            raise ValueError("denoiser must be one of data in [-1, 1]; this one's are latents, which have no range")
 
     def __call__(self, x: Tensor, t: Times, **cond: Any) -> Prediction:
         p = self.denoiser(x, t, **cond)

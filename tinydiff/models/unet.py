@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from tinydiff.models.layers import NoiseAndClass, zero_
+from tinydiff.models.text import SpatialTransformer
 
 CONDITIONS = ("scale-shift", "add", "none")
 RESAMPLES = ("conv", "block")
@@ -130,11 +131,14 @@ class UNet(nn.Module):
         zero: bool = True,  # False: the last layer of each branch starts as torch starts it
         skips: bool = True,  # False: the decoder sees the lowest feature map only
         checkpoint: bool = False,  # keep the blocks' inputs only and compute them again going back: less memory
+        context: int | None = None,  # width of a text's vectors: attention then hears them too (latent diffusion)
     ) -> None:
         super().__init__()
         out_channels = out_channels or in_channels
         self.config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         self.config |= dict(mults=list(mults), attention=list(attention))
+        if context is None:
+            del self.config["context"]  # checkpoints from before there was text say nothing of it
         if len(mults) != len(attention):
             raise ValueError(f"attention must have one entry a resolution, {len(mults)}; got {len(attention)}")
         for name, value, allowed in (("condition", condition, CONDITIONS), ("resample", resample, RESAMPLES)):
@@ -147,7 +151,10 @@ class UNet(nn.Module):
         normalise = partial(norm, groups=groups) if groups else lambda channels: nn.Identity()
         start = zero_ if zero else lambda layer: layer
         block = partial(ResBlock, emb=emb, dropout=dropout, condition=condition, norm=normalise, zero=start)
-        attend = lambda c: Attention(c, c // head_channels if head_channels else heads, normalise, start)  # noqa: E731
+        heads_of = lambda c: c // head_channels if head_channels else heads  # noqa: E731
+        attend = lambda c: Attention(c, heads_of(c), normalise, start)  # noqa: E731
+        if context is not None:
+            attend = lambda c: SpatialTransformer(c, context, heads_of(c), normalise(c), start)  # noqa: E731
         stage = lambda c_in, c_out, look: Stage(block(c_in, c_out), attend(c_out) if look else nn.Identity())  # noqa: E731
         if resample == "conv":
             halved, doubled = lambda c: Resample(c, down=True), lambda c: Resample(c, down=False)
@@ -179,31 +186,46 @@ class UNet(nn.Module):
         self.last = nn.Sequential(normalise(c), nn.SiLU(), start(nn.Conv2d(c, out_channels, 3, padding=1)))
 
     def forward(
-        self, x: Float[Tensor, "b c h w"], noise_level: Float[Tensor, " b"], y: Tensor | None = None
+        self,
+        x: Float[Tensor, "b c h w"],
+        noise_level: Float[Tensor, " b"],
+        y: Tensor | None = None,
+        text: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Float[Tensor, "b c2 h w"]:
         channels, halvings = self.config["in_channels"], 2 ** (len(self.config["mults"]) - 1)
         if x.ndim != 4 or x.shape[1] != channels:
             raise ValueError(f"x must be (b, {channels}, h, w) for this network; got {tuple(x.shape)}")
         if x.shape[2] % halvings or x.shape[3] % halvings:
             raise ValueError(f"h and w must divide by {halvings}; got {x.shape[2]} x {x.shape[3]}")
-        emb = None if self.emb is None else self.emb(noise_level, y)  # (b, emb)
+        told = self.told(noise_level, y, text, mask)  # what each block hears
         h = self.first(x)
         saved = [h]
         for module in self.down:
-            h = self.run(module, h, emb)
+            h = self.run(module, h, *told)
             saved.append(h)
         for module in self.middle:
-            h = self.run(module, h, emb)
+            h = self.run(module, h, *told)
         for module in self.up:
             if isinstance(module, Stage) and self.config["skips"]:
                 h = torch.cat([h, saved.pop()], dim=1)
-            h = self.run(module, h, emb)
+            h = self.run(module, h, *told)
         return self.last(h)  # (b, out_channels, h, w)
 
-    def run(self, module: nn.Module, h: Tensor, emb: Tensor | None) -> Tensor:
+    def told(
+        self, noise_level: Tensor, y: Tensor | None, text: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        """(emb,) or, with text, (emb, text, mask): noise level and class as one vector (b, emb)."""
+        if (text is None) != ("context" not in self.config):
+            said = "none was given" if text is None else "it was made without context="
+            raise ValueError(f"text must go to a network made with context=, and to no other; here {said}")
+        emb = None if self.emb is None else self.emb(noise_level, y)
+        return (emb,) if text is None else (emb, text, mask)
+
+    def run(self, module: nn.Module, h: Tensor, *told: Tensor | None) -> Tensor:
         if self.config["checkpoint"] and torch.is_grad_enabled():
-            return recompute(module, h, emb, use_reentrant=False)
-        return module(h, emb)
+            return recompute(module, h, *told, use_reentrant=False)
+        return module(h, *told)
 
 
 class Stage(nn.Module):
@@ -213,8 +235,9 @@ class Stage(nn.Module):
         super().__init__()
         self.block, self.attention = block, attention
 
-    def forward(self, x: Tensor, emb: Tensor | None) -> Tensor:
-        return self.attention(self.block(x, emb))
+    def forward(self, x: Tensor, emb: Tensor | None, *text: Tensor | None) -> Tensor:
+        h = self.block(x, emb)
+        return self.attention(h, *text) if isinstance(self.attention, SpatialTransformer) else self.attention(h)
 
 
 class Whole(nn.Module):
@@ -224,7 +247,7 @@ class Whole(nn.Module):
         super().__init__()
         self.block = block
 
-    def forward(self, x: Tensor, emb: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor | None, *text: Tensor | None) -> Tensor:
         return self.block(x, emb)
 
 
@@ -236,7 +259,7 @@ class Resample(nn.Module):
         self.down = down
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, stride=2 if down else 1)
 
-    def forward(self, x: Tensor, emb: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor | None, *text: Tensor | None) -> Tensor:
         return self.conv(x if self.down else double(x))
 
 

@@ -248,6 +248,13 @@ def row_of(results: dict[str, Any], part: str, name: str, w: float | int, steps:
     return found[0]
 
 
+def twin(run: Run, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The row of a run of another part that asks the same networks the same, under this run's name."""
+    same = [other.key for part in PARTS if part != "drop" for other in runs(part) if other[2:] == run[2:]]
+    found = [row for row in rows if [row[k] for k in ("part", "name", "w", "steps")] in same]
+    return found[0] | dict(part=run.part, name=run.name, seconds=0.0) if found else None
+
+
 def main(parts: tuple[str, ...] = PARTS, name: str = NAME) -> None:
     """Runs what is missing of these parts: scale, interval, auto, drop, calls, unet."""
     torch.set_num_threads(1)
@@ -265,7 +272,7 @@ def main(parts: tuple[str, ...] = PARTS, name: str = NAME) -> None:
         if part == "drop":
             todo += [([part, f"share {s}", SCALES[-1], 20], lambda s=s: list(drop_rows(s))) for s in SHARES]
         else:
-            todo += [(run.key, lambda run=run: [measure(run)]) for run in runs(part)]
+            todo += [(run.key, lambda run=run: [twin(run, rows) or measure(run)]) for run in runs(part)]
     for one, work in progress(todo, desc="runs"):
         if one not in [key(row) for row in rows]:
             keep(work())
