@@ -43,7 +43,7 @@ def weights(d) -> torch.Tensor:
 
 def test_micro_batches_make_the_step_of_their_whole():
     """By hand: two halves, each with the random numbers of (seed, step, part), one gradient of their mean."""
-    from tinydiff.training import _random_numbers_of
+    from tinydiff.training import random_numbers_of
 
     d, seen = denoiser(), []
 
@@ -56,7 +56,7 @@ def test_micro_batches_make_the_step_of_their_whole():
     assert [len(x0) for x0, _, _ in seen] == [4, 4] and not torch.equal(seen[0][0], seen[1][0])
     other, total = denoiser(), 0.0
     for part in (0, 1):
-        with _random_numbers_of(0, 0, torch.device("cpu"), part):
+        with random_numbers_of(0, 0, torch.device("cpu"), part):
             i = torch.randint(100, (4,))
             batch = {k: v[i] for k, v in data().items()}
             t = losses.stratified_times(4)

@@ -164,10 +164,10 @@ def fit(
     start = _restore(checkpoint, run, d, opt, average) if resume and Path(checkpoint).exists() else 0
     if on.accelerator and isinstance(data, DataLoader):
         data = on.accelerator.prepare(data)  # each process reads batches of its own
-    batches, mine, over = _batches(data, batch_size // on.parts), on.mine(), within(minutes)
+    batches, mine, over = to_batches(data, batch_size // on.parts), on.mine(), within(minutes)
     for k in range(start if isinstance(data, DataLoader) else 0):  # what the loader has given before
         for m in mine:
-            with _random_numbers_of(seed, k, device, m):
+            with random_numbers_of(seed, k, device, m):
                 next(batches)
 
     bar = progress(range(start, steps), desc="training", total=steps - start, show=on.main)
@@ -178,7 +178,7 @@ def fit(
         opt.zero_grad()
         value = torch.zeros((), device=device)
         for m in mine:
-            with _random_numbers_of(seed, k, device, m), on.alone(working, last=m == mine[-1]):
+            with random_numbers_of(seed, k, device, m), on.alone(working, last=m == mine[-1]):
                 batch = {name: part.to(device, non_blocking=True) for name, part in next(batches).items()}
                 batch = drop(batch) if drop else batch
                 t = times(len(batch["x0"]), device=device)
@@ -209,14 +209,14 @@ def fit(
 
 
 @contextmanager
-def _random_numbers_of(seed: int, step: int, device: torch.device, part: int = 0) -> Iterator[None]:
+def random_numbers_of(seed: int, step: int, device: torch.device, part: int = 0) -> Iterator[None]:
     """Inside, torch's random state depends on (seed, step, part) alone; outside, it is as if nothing had been drawn."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed * 1_000_003 + step + part * 1_000_003**2)
         yield
 
 
-def _batches(data: Any, batch_size: int) -> Iterator[Batch]:
+def to_batches(data: Any, batch_size: int) -> Iterator[Batch]:
     """Batches for ever, each a dict with x0 and the conditions."""
     if isinstance(data, Tensor | Mapping):
         data = _as_dict(data)
