@@ -29,6 +29,36 @@ def test_bind_fixes_the_conditions(d):
         close(bound(x, t).x0, d(x, t, y=y).x0, 0), close(bound(x, t).eps, d(x, t, y=y).eps, 0)
     with pytest.raises(ValueError, match="y given twice"):
         bound(x, 0.2, y=y)
+    for others in (normal(2, 2), normal(4, 2)):
+        with pytest.raises(ValueError, match=f"y must have a row for each of the {len(others)} samples.*got 3"):
+            bound(others, 0.2)
+
+
+def test_cfg_goes_within():
+    """It asks for both branches at once, so what is fixed to a batch goes around it, not into it."""
+    gm = td.GaussianMixture(torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=F64), 0.3, None, td.VP())
+    x, y, null = normal(3, 2), torch.tensor([0, 1, 1]), torch.full((3,), 2)
+    pair = dict(cond=dict(y=y), null=dict(y=null))
+    log_prob = lambda x, t: gm.log_class(x, t, y)  # noqa: E731
+    for within, kind in (
+        (td.bind(gm, y=y), "bind"),
+        (td.cfg(gm, 2.0, **pair), "cfg"),
+        (td.counted(td.bind(gm, y=y)), "bind"),
+        (td.interval(gm, td.bind(gm, y=y), 0.3, 3.0), "bind"),
+        (td.autoguide(gm, td.thresholded(td.bind(gm, y=y), td.static()), 2.0), "bind"),
+    ):
+        with pytest.raises(ValueError, match=f"must not be fixed to a batch, by {kind}"):
+            td.cfg(within, 2.0, **pair)
+    around = td.classifier(td.cfg(gm, 2.0, **pair), log_prob, 0.5)  # adds to what cfg does: 1 + 1 + 0.5
+    close(around(x, 0.4).eps, td.cfg(gm, 2.5, **pair)(x, 0.4).eps, 1e-10)
+    with pytest.raises(RuntimeError) as caught:  # it may go within if it has no labels of its own
+        td.cfg(td.classifier(gm, lambda x, t: -((x - x.new_zeros(3, 2)) ** 2).sum(1)), 2.0, **pair)(x, 0.4)
+    assert "of 6 samples: is it for the labels of this batch" in caught.value.__notes__[0]
+    free = td.interval(td.thresholded(gm, td.dynamic()), td.bind(gm), 0.3, 3.0)
+    td.cfg(td.counted(free), 2.0, **pair)(x, 0.4)
+    for wrong in (dict(cond=dict(y=y[:2]), null=dict(y=null)), dict(cond=dict(y=y), null=dict(y=null[:2]))):
+        with pytest.raises(ValueError, match="y must have a row for each of the 3 samples of this batch; got 2"):
+            td.cfg(gm, 2.0, **wrong)(x, 0.4)
 
 
 def test_bind_passes_other_conditions_on():
@@ -170,8 +200,8 @@ def test_the_variance_of_a_guided_belief_is_the_conditional_one(d):
         (lambda d: td.cfg(d, 2.0, dict(y=torch.tensor([0])), dict(z=torch.tensor([0]))), "must name the same cond"),
         (lambda d: td.cfg(d, 2.0, {}, {}), "must name the same conditions"),
         (lambda d: td.cfg(d, torch.ones(2), *TWO)(normal(3, 2), 0.5), r"w must be one number or \(3,\)"),
-        (lambda d: td.cfg(td.bind(d, **TWO[0]), 2.0, *TWO)(normal(3, 2), 0.5), "y given twice"),
-        (lambda d: td.cfg(td.cfg(d, 2.0, *TWO), 2.0, *TWO)(normal(3, 2), 0.5), "y given twice"),
+        (lambda d: td.cfg(td.bind(d, **TWO[0]), 2.0, *TWO)(normal(3, 2), 0.5), "fixed to a batch, by bind"),
+        (lambda d: td.cfg(td.cfg(d, 2.0, *TWO), 2.0, *TWO)(normal(3, 2), 0.5), "fixed to a batch, by cfg"),
         (lambda d: td.autoguide(d, twin(d, td.Cosine()), 2.0), "one schedule"),
         (lambda d: td.interval(d, twin(d, td.Cosine()), 0.1, 1.0), "one schedule"),
         (lambda d: td.interval(d, d, 1.0, 0.5), "0 <= low < high"),

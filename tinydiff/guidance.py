@@ -31,6 +31,7 @@ class Guide:
     """Base of the wrappers: the schedule is that of the denoiser within, and so are its codec and whether it pairs."""
 
     denoiser: Denoiser
+    fixed = False  # True: to the batch of its conditions
 
     @property
     def schedule(self) -> Any:
@@ -44,8 +45,12 @@ class Guide:
     @property
     def paired(self) -> bool:
         """False if x0 and eps are of two beliefs, as CFG++ has them."""
-        within = (getattr(self, name, None) for name in ("denoiser", "bad", "plain"))
-        return getattr(self, "rule", None) is not cfg_plus_plus and all(getattr(d, "paired", True) for d in within)
+        return getattr(self, "rule", None) is not cfg_plus_plus and all(getattr(d, "paired", True) for d in self.within)
+
+    @property
+    def within(self) -> list[Denoiser]:
+        """The denoisers that this one asks."""
+        return [getattr(self, name) for name in ("denoiser", "bad", "plain") if hasattr(self, name)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,12 +60,16 @@ class bind(Guide):
     denoiser: Denoiser
     cond: dict[str, Any]
 
+    @property
+    def fixed(self) -> bool:
+        return any(isinstance(value, Tensor) for value in self.cond.values())
+
     def __init__(self, denoiser: Denoiser, **cond: Any) -> None:
         object.__setattr__(self, "denoiser", denoiser)
         object.__setattr__(self, "cond", cond)
 
     def __call__(self, x: Tensor, t: Times, **cond: Any) -> Prediction:
-        _once(self.cond, cond)
+        _once(self.cond, cond, x)
         return self.denoiser(x, t, **self.cond, **cond)
 
 
@@ -119,7 +128,8 @@ class cfg(Guide):
         cond, null: conditions by name, batch first, such as dict(y=y) and dict(y=torch.full_like(y, classes)).
         rule: what is made of the two: `linear`, `rescaled(phi)` or `cfg_plus_plus`.
 
-    Raises ValueError if cond and null name different conditions, or a w of another shape.
+    Raises ValueError if cond and null name different conditions, for a w of another shape, and for a denoiser within
+    that is fixed to one batch already: what guides a guided one goes around it.
     """
 
     denoiser: Denoiser
@@ -127,15 +137,21 @@ class cfg(Guide):
     cond: dict[str, Tensor]
     null: dict[str, Tensor]
     rule: Rule = linear
+    fixed = True
 
     def __post_init__(self) -> None:
         if self.cond.keys() != self.null.keys() or not self.cond:
             raise ValueError(
                 f"cond and null must name the same conditions; got {sorted(self.cond)} and {sorted(self.null)}"
             )
+        if kind := _fixed(self.denoiser):
+            raise ValueError(
+                f"denoiser must not be fixed to a batch, by {kind}, since cfg asks it for both branches at once: "
+                f"give cfg the network and put {kind} around it, or its conditions into cond and null"
+            )
 
     def __call__(self, x: Tensor, t: Times, **cond: Any) -> Prediction:
-        _once(self.cond, cond)
+        _once(self.cond, cond, x), _once(self.null, cond, x)
         if self.rule is linear and not isinstance(self.w, Tensor) and self.w in (0, 1):
             return self.denoiser(x, t, **(self.cond if self.w else self.null), **cond)
         coefs = self.schedule(t, like=x)
@@ -211,7 +227,13 @@ def gradient(log_prob: Callable[[Tensor, Times], Tensor], x: Tensor, t: Times) -
     """The gradient in x of log_prob(x, t), (b,), for each sample of the batch. Raises ValueError for another shape."""
     with torch.enable_grad():
         noisy = x.detach().requires_grad_()
-        value = log_prob(noisy, t)
+        try:
+            value = log_prob(noisy, t)
+        except Exception as error:
+            error.add_note(
+                f"in log_prob of {len(x)} samples: is it for the labels of this batch? In cfg there are two."
+            )
+            raise
         if value.shape != x.shape[:1]:
             raise ValueError(f"log_prob must return ({len(x)},), a number for each x; got {tuple(value.shape)}")
         return torch.autograd.grad(value.sum(), noisy)[0]
@@ -314,9 +336,19 @@ def _each(w: Scale, x: Tensor) -> Scale:
     return w.to(x).reshape(-1, *[1] * (x.ndim - 1))
 
 
-def _once(mine: dict[str, Any], given: dict[str, Any]) -> None:
+def _fixed(d: Denoiser) -> str | None:
+    """The name of a wrapper at or within d that is fixed to a batch."""
+    if getattr(d, "fixed", False):
+        return type(d).__name__
+    return next(filter(None, map(_fixed, getattr(d, "within", []))), None)
+
+
+def _once(mine: dict[str, Any], given: dict[str, Any], x: Tensor) -> None:
+    """Raises ValueError for a condition that is given twice, or that is not of the batch x."""
     if twice := sorted(mine.keys() & given.keys()):
         raise ValueError(
-            f"{', '.join(twice)} given twice: by the wrapper around and by the one within. A condition is bound once: "
-            "guide with cfg(d, ...) in place of cfg(bind(d, ...), ...)"
+            f"{', '.join(twice)} given twice: by the wrapper around and by the one within. A condition is bound once"
         )
+    for name, value in mine.items():
+        if isinstance(value, Tensor) and value.ndim and len(value) != len(x):
+            raise ValueError(f"{name} must have a row for each of the {len(x)} samples of this batch; got {len(value)}")
