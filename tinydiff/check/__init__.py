@@ -4,6 +4,13 @@ A check ships with mutants, plausible wrong solutions that it must reject with t
 """
 
 from tinydiff.check.bound import letters_back, tilted_step, true_step
+from tinydiff.check.classifier_guidance import (
+    class_gradient,
+    guided_belief,
+    guided_step,
+    noisy_posterior,
+    tempting_law,
+)
 from tinydiff.check.core import CheckFailed
 from tinydiff.check.ddim import forward_given_data, invert_exactly, mix_latents, sampled_std
 from tinydiff.check.ddpm import best_eps, cosine_betas, jump, reverse_mean, skip_step

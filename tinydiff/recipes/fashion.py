@@ -69,10 +69,10 @@ def denoiser(s: Settings) -> NetDenoiser:
         return NetDenoiser(net(s).to(s.device), Cosine(), targets.v)
 
 
-def train(s: Fashion, make=denoiser, **options: Any) -> Iterator[Step]:
+def train(s: Fashion, make=denoiser, data: Any = None, **options: Any) -> Iterator[Step]:
     return fit(
         make(s),
-        datasets.load(s.data).to(s.device),
+        datasets.load(s.data).to(s.device) if data is None else data,
         steps=s.steps,
         lr=s.lr,
         batch_size=s.batch_size,
