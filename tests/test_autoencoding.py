@@ -106,6 +106,21 @@ def test_the_discriminators_gradient_stays_its_own(images):
     assert all(torch.allclose(g, h, atol=1e-6) for g, h in zip(grads[1], due, strict=True))
 
 
+def test_the_autoencoder_is_to_please_the_discriminator(images):
+    """Its term is -w_d w_a mean D(x'), with w_a from the gradients at its last layer."""
+    d, a = models.PatchDiscriminator(width=8), autoencoder()
+    with autoencoding.random_numbers_of(0, 0, torch.device("cpu")):
+        x = next(autoencoding.to_batches(images, 8))["x0"]
+        out = a(x)
+    nll, logits = (x - out.x).abs().mean(), d(out.x).mean()
+    w = autoencoding.adaptive_weight(nll, logits, a.last)
+    step = next(
+        autoencoding.fit_autoencoder(autoencoder(), images, steps=1, batch_size=8, discriminator=d, start=0.0, lr=1e-9)
+    )
+    assert step.losses["adversarial"] == pytest.approx(-0.5 * (w * logits).item(), rel=1e-4)
+    assert abs(step.losses["adversarial"]) > 1e-6
+
+
 @pytest.mark.parametrize("kind, weight", [(models.KLAutoencoder, 1e-6 / 784), (models.VQAutoencoder, 1.0)])
 def test_the_penalty_has_the_official_weight(images, kind, weight):
     a = autoencoder(kind)

@@ -1,9 +1,11 @@
 """Is this sample a draw from that law?
 
 `samples`: distances between points as they are, the share that is copied, what chance alone gives. `features` and
-`frechet`: comparisons of features of images. `inception`: the published FID, which needs torch-fidelity.
+`frechet`: comparisons of features of images. `inception`: the published FID, which needs torch-fidelity. `attributes`:
+whether pictures of shapes show what was asked for.
 """
 
+from tinydiff.metrics.attributes import Attributes, Read, attribute_accuracy, described, read_shapes
 from tinydiff.metrics.features import (
     AgainstN,
     DensityCoverage,
