@@ -6,6 +6,7 @@ EXERCISES = {name: (check, [right ones, written differently], {what is wrong: (s
 
 import pytest
 import solutions_bound
+import solutions_cfg
 import solutions_classifier_guidance
 import solutions_ddim
 import solutions_ddpm
@@ -39,6 +40,7 @@ FILES = (
     solutions_solvers,
     solutions_images,
     solutions_classifier_guidance,
+    solutions_cfg,
     solutions_dit,
     solutions_evaluation,
 )

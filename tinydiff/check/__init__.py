@@ -4,6 +4,7 @@ A check ships with mutants, plausible wrong solutions that it must reject with t
 """
 
 from tinydiff.check.bound import letters_back, tilted_step, true_step
+from tinydiff.check.cfg import guided_eps, guided_moments, interval_scales, label_drop, rescale_guided
 from tinydiff.check.classifier_guidance import (
     class_gradient,
     guided_belief,
