@@ -26,7 +26,7 @@ DATA = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
 
 _CLASSES = [models.ConvClassifier, models.DiT, models.MLP, models.NoisyClassifier, models.RBF, models.UNet]
 _CLASSES += [models.UNet2015, models.KLAutoencoder, models.VQAutoencoder, models.Identity, models.PatchDiscriminator]
-_CLASSES += [models.TextEncoder, models.WithText, models.Concatenated]
+_CLASSES += [models.SceneClassifier, models.TextEncoder, models.WithText, models.Concatenated]
 _CLASSES += [dpm.LearnedBetas, dpm.step_mean, targets.edm, denoisers.c_in_edm]
 _CLASSES += [getattr(schedules, s) for s in "DiscreteVP VP SubVP VE EDM Cosine Flow Shifted".split()]
 _FUNCTIONS = [targets.x0, targets.eps, targets.v, targets.score, targets.velocity]

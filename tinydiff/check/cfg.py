@@ -40,8 +40,8 @@ MIX = "phi of the rescaled, 1 - phi of the plain guidance"
 PAIR = "return the mean and the variance, two numbers"
 ZERO = "at w = 0 both means are 0, and they stay there"
 AFFINE = (
-    "each step maps x to slope * x + shift, the same for all x. Of Gaussians: the mean is mapped as a point is, and the "
-    "variance is multiplied by the slope squared"
+    "each step maps x to slope * x + shift, the same for all x: the mean is mapped as a point is, and the variance is "
+    "multiplied by the slope squared"
 )
 BELIEF = (
     "with v = alpha^2 a + sigma^2, E[x0 | x] = m + alpha a (x - alpha m) / v and E[eps | x] = sigma (x - alpha m) / v; "
@@ -154,14 +154,13 @@ def interval_scales(fn: Callable) -> None:
         is_close(name, "all steps are guided by w", wide, all_, w * ones, WIDEST)
         is_close(name, "no step is guided: the scale is 1", narrow, scales(1e20, 1e21), ones, NO_GUIDANCE)
         levels = torch.exp(-schedule.logsnr(ts) / 2)  # sigma / alpha
-        due, given = (
-            [((low <= at) & (at <= high)).nonzero()[:, 0].tolist() for at in (levels[:-1], levels[1:])],
-            (f"{given}, low = {low}, high = {high}"),
-        )
+        inside = (low <= levels) & (levels <= high)
+        due, late = (v.nonzero()[:, 0].tolist() for v in (inside[:-1], inside[1:]))
+        given = f"{given}, low = {low}, high = {high}"
         guided = (out == w).nonzero()[:, 0].tolist()
-        if guided != due[0] or not ((out == w) | (out == 1)).all():
-            prop = f"{len(due[0])} steps are guided, numbers {due[0][0]} to {due[0][-1]}"
-            hint = START if guided == due[1] else f"{LEVEL}; {INCLUSIVE}"
+        if guided != due or not ((out == w) | (out == 1)).all():
+            prop = f"{len(due)} steps are guided, numbers {due[0]} to {due[-1]}"
+            hint = START if guided == late else f"{LEVEL}; {INCLUSIVE}"
             fail(name, prop, given, f"{len(guided)} guided: {guided}, scales {sorted(set(out.tolist()))}", hint)
     right(name, 4)
 

@@ -2,7 +2,7 @@
 
 from tinydiff.models import autoencoder, cost, dit, text
 from tinydiff.models.autoencoder import Codec, Identity, KLAutoencoder, PatchDiscriminator, VQAutoencoder, calibrate
-from tinydiff.models.classifier import ConvClassifier, NoisyClassifier
+from tinydiff.models.classifier import ConvClassifier, NoisyClassifier, SceneClassifier
 from tinydiff.models.dit import DiT
 from tinydiff.models.mlp import MLP
 from tinydiff.models.rbf import RBF
@@ -21,6 +21,7 @@ __all__ = [
     "NoisyClassifier",
     "PatchDiscriminator",
     "RBF",
+    "SceneClassifier",
     "TextEncoder",
     "UNet",
     "UNet2015",

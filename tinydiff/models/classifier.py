@@ -36,6 +36,56 @@ class ConvClassifier(nn.Module):
         return self.last(F.silu(self.features(x)))
 
 
+class SceneClassifier(nn.Module):
+    """Pictures of shapes (b, 3, size, size) to logits of what is in them: attributes of each object, and relations.
+
+    `features(x)`, (b, width): what the heads read, before its SiLU, for Fréchet distances. Objects are told by place,
+    from the top or left on, so the last map is not averaged over places. `forward` gives a list for each: the logits of
+    attribute k of all objects, (b, objects, kinds[k]), and those of the relations, (b, objects - 1, relations).
+    """
+
+    def __init__(
+        self,
+        size: int = 32,
+        width: int = 128,
+        kinds: tuple[int, ...] | list[int] = (3, 7, 4, 7),  # sizes, colours, textures, shapes, each with "none"
+        objects: int = 3,
+        relations: int = 3,  # with "none"
+    ) -> None:
+        super().__init__()
+        self.config = dict(size=size, width=width, kinds=list(kinds), objects=objects, relations=relations)
+        halvings = {16: 2, 32: 3, 64: 4}[size]
+        channels = [3, *(min(32 * 2**k, 64) for k in range(halvings))]
+        layers = [conv(a, b, stride=2) + conv(b, b) for a, b in zip(channels, channels[1:], strict=False)]
+        self.convs = nn.Sequential(*(layer for stage in layers for layer in stage), nn.Flatten())
+        self.to_features = nn.Linear(channels[-1] * 16, width)  # of 4 x 4 places
+        self.last = nn.Linear(width, objects * sum(kinds) + (objects - 1) * relations)
+
+    def features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b f"]:
+        size = self.config["size"]
+        if x.shape[1:] != (3, size, size):
+            raise ValueError(f"x must be (b, 3, {size}, {size}); got {tuple(x.shape)}")
+        return self.to_features(self.convs(x))
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> tuple[list[Tensor], Tensor]:
+        kinds, objects = self.config["kinds"], self.config["objects"]
+        out = self.last(F.silu(self.features(x)))
+        each, related = out.split([objects * sum(kinds), out.shape[1] - objects * sum(kinds)], dim=1)
+        return list(each.unflatten(1, (objects, -1)).split(kinds, dim=2)), related.unflatten(1, (objects - 1, -1))
+
+    @torch.no_grad()
+    def read(self, x: Float[Tensor, "b c h w"]) -> tuple[Tensor, Tensor]:
+        """The likeliest attributes (b, objects, 4) and relations (b, objects - 1), as the data set numbers them."""
+        attributes, relations = self(x)
+        return torch.stack([logits.argmax(2) for logits in attributes], dim=2), relations.argmax(2)
+
+    def loss(self, x: Tensor, attributes: Tensor, relations: Tensor) -> Float[Tensor, ""]:
+        """The mean cross-entropy, in nats, over all that is told."""
+        logits, related = self(x)
+        told = [F.cross_entropy(part.flatten(0, 1), attributes[..., k].flatten()) for k, part in enumerate(logits)]
+        return torch.stack([*told, F.cross_entropy(related.flatten(0, 1), relations.flatten())]).mean()
+
+
 def conv(c_in: int, c_out: int, stride: int = 1) -> list[nn.Module]:
     """Batch normalisation learns fastest here; no noise level makes its batches unlike each other."""
     return [nn.Conv2d(c_in, c_out, 3, padding=1, stride=stride), nn.BatchNorm2d(c_out), nn.ReLU()]
