@@ -8,6 +8,7 @@ except ModuleNotFoundError:
     ) from None
 
 from tinydiff import (
+    autoencoding,
     binomial,
     check,
     checkpoints,
