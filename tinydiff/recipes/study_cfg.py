@@ -183,7 +183,7 @@ def runs(part: str) -> list[Run]:
     if part == "auto":
         return [Run(part, "auto", w, away) for w in (1.25, 1.5, 2, 3)]
     if part == "unet":
-        return [Run(part, "cfg", w, guided, 12, "fashion-unet") for w in (1, 1.25, 1.5, 2)]
+        return [Run(part, "cfg", w, guided, 12, "fashion-unet") for w in (1, 1.25, 1.5)]
     equal = []
     for calls in (12, 24, 50):
         equal += [Run(part, f"{calls} plain", 1, plain, calls), Run(part, f"{calls} cfg", 2, guided, calls // 2)]

@@ -7,7 +7,7 @@ among them, nor is the weak network, and a call for two branches at once is one.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -35,7 +35,6 @@ class Guided(Guide):
         return self.denoiser(x, t, **cond)
 
 
-@cache
 def dropped(seed: int, steps: int = digits.Settings.steps) -> Denoiser:
     """The digits' U-Net, with one label in ten dropped."""
     settings = replace(digits.SCALES["laptop"], seed=seed, steps=steps)
