@@ -71,11 +71,41 @@ CLASS_GRADIENT_MUTANTS = {
         gradient_of(lambda out, y: pick(out.log_softmax(1), y).mean()),
         "w_y less.*sum the batch",
     ),
-    "softmax over the batch": (gradient_of(lambda out, y: pick(out.log_softmax(0), y).sum()), "w_y less"),
+    "softmax over the batch": (
+        gradient_of(lambda out, y: pick(out.log_softmax(0), y).sum()),
+        "w_y less.*hint: +the softmax runs over the classes",
+    ),
+    "softmax, and then log": (
+        gradient_of(lambda out, y: pick(out.softmax(1), y).log().sum()),
+        "any real numbers.*float32.*±200 and 0.*nan where 40.*never leaves the logs",
+    ),
+    "softmax and log in float64": (
+        gradient_of(lambda out, y: pick(out.double().softmax(1), y).log().sum()),
+        "any real numbers.*float64.*±2000 and 0.*nan where 400.*never leaves the logs",
+    ),
+    "exponentials that overflow": (
+        gradient_of(lambda out, y: (pick(out, y)[:, 0] - out.exp().sum(1).log()).sum()),
+        "any real numbers.*nan.*never leaves the logs",
+    ),
+    "the batch not summed": (
+        gradient_of(lambda out, y: pick(out.log_softmax(1), y)),
+        "the function runs.*scalar outputs.*hint: +each sample.*sum the batch",
+    ),
+    "an index of one axis": (
+        gradient_of(lambda out, y: out.log_softmax(1).gather(1, y).sum()),
+        "the function runs.*hint: +y is \\(b,\\).*an index of as many axes",
+    ),
     "class 0 for all": (gradient_of(lambda out, y: out.log_softmax(1)[:, 0].sum()), "w_y less.*its own class"),
-    "the classes summed": (gradient_of(lambda out, y: out.log_softmax(1).sum()), "w_y less"),
-    "columns y of every row": (gradient_of(lambda out, y: out.log_softmax(1)[:, y].sum()), "w_y less"),
-    "the surest class": (gradient_of(lambda out, y: out.log_softmax(1).amax(1).sum()), "w_y less"),
+    "the classes summed": (gradient_of(lambda out, y: out.log_softmax(1).sum()), "w_y less.*its own class"),
+    "columns y of every row": (
+        gradient_of(lambda out, y: out.log_softmax(1)[:, y].sum()),
+        "w_y less.*hint: +\\[:, y\\] takes the columns",
+    ),
+    "the surest class": (gradient_of(lambda out, y: out.log_softmax(1).amax(1).sum()), "w_y less.*its own class"),
+    "half the gradient": (
+        gradient_of(lambda out, y: pick(out.log_softmax(1), y).sum() / 2),
+        "w_y less.*hint: +look in turn",
+    ),
     "no enable_grad": (without_enable, "within a sampler.*enable_grad"),
     "the caller's x": (on_the_callers_x, "x is left as it was.*copy"),
     "a graph behind it": (with_graph, "a plain tensor.*carries no graph"),
@@ -126,7 +156,19 @@ GUIDED_BELIEF_MUTANTS = {
         "x0 is that of no guidance.*x0 follows",
     ),
     "the scale squared": (belief_with(lambda g, a, s, w: -(w**2) * s * g), "in proportion"),
-    "the other order": (lambda *v: guided_belief(*v)[::-1], "eps is that of no guidance"),
+    "the other order": (lambda *v: guided_belief(*v)[::-1], "x0 comes back, then eps.*the two are exchanged"),
+    "alpha from sigma": (
+        lambda x, e, g, a, s, w: guided_belief(x, e, g, (1 - s**2).sqrt(), s, w),
+        "x0 is that of the class on every path.*alpha \\+ sigma = 1.*not on this one",
+    ),
+    "sigma from alpha": (
+        lambda x, e, g, a, s, w: guided_belief(x, e, g, a, (1 - a**2).sqrt(), w),
+        "eps is that of the class on every path.*alpha \\+ sigma = 1.*not on this one",
+    ),
+    "alpha of one axis": (
+        lambda x, e, g, a, s, w: guided_belief(x, e, g, a[:, 0], s[:, 0], w),
+        "the function runs.*hint: +x, eps and gradient.*already",
+    ),
     "eps alone": (lambda *v: guided_belief(*v)[1], "two tensors"),
 }
 
@@ -170,7 +212,23 @@ def posterior_without_logs(x, means, std, weights, alpha, sigma):
 NOISY_POSTERIOR_MUTANTS = {
     "the posterior of clean data": (
         posterior_with(lambda s, a, n: s**2, lambda m, a: m),
-        "noise makes it less sure.*variances add",
+        "noise makes it less sure.*hint: +this is the posterior of clean data: the noise",
+    ),
+    "the noise forgotten": (
+        posterior_with(lambda s, a, n: a**2 * s**2),
+        "noise makes it less sure.*hint: +this is the posterior of clean data: the noise",
+    ),
+    "divided by alpha": (
+        lambda x, m, s, w, a, n: noisy_posterior(x / a, m, (s**2 + (n / a) ** 2).sqrt(), w, 1.0, 0.0),
+        "the function runs.*ZeroDivisionError.*hint: +a number given may be 0",
+    ),
+    "tensors divided by alpha": (
+        lambda x, m, s, w, a, n: noisy_posterior(x / a, m, (s**2 + n**2 / x.new_tensor(a) ** 2).sqrt(), w, 1.0, 0.0),
+        "of noise alone.*nan.*hint: +a number given may be 0",
+    ),
+    "widths along the coordinates": (
+        lambda x, m, s, w, a, n: noisy_posterior(x, m / s, s, w, a, n),
+        "the function runs.*hint: +std and weights are \\(k,\\)",
     ),
     "alpha forgotten": (posterior_with(mean=lambda m, a: m), "alpha scales the means.*alpha m_k"),
     "alpha forgotten in the spread": (posterior_with(lambda s, a, n: s**2 + n**2), "alpha scales.*variances add"),
@@ -235,6 +293,14 @@ GUIDED_STEP_MUTANTS = {
         "mean of the posterior",
     ),
     "x forgotten": (step_with(mean=lambda a, b, x0, x: a * x0), "mean of the posterior"),
+    "the root of a number by torch": (
+        step_with(spread=lambda v, s: torch.sqrt(v)),
+        "the function runs.*TypeError.*hint: +a plain number is no tensor",
+    ),
+    "a number with an axis": (
+        step_with(spread=lambda v, s: v[:, None]),
+        "the function runs.*TypeError.*hint: +the line and what it says",
+    ),
     "asked twice": (guided_step_twice, "asked for once"),
     "the scale counted from the class": (
         lambda x, x0, a, b, v, g, s, n: guided_step(x, x0, a, b, v, g, s + 1, n),
@@ -293,7 +359,11 @@ TEMPTING_LAW_MUTANTS = {
     ),
     "the standard deviation": (
         tempting_with(spread=lambda w, x, m: (w * (x - m) ** 2).sum(0).sqrt()),
-        "the variance is that of",
+        "the variance is that of.*hint: +this is the standard deviation",
+    ),
+    "weights of one axis": (
+        lambda x, log_p, scale: (((scale - 1) * log_p).softmax(0) * x).sum(0),
+        "the function runs.*hint: +each row of x has one weight",
     ),
     "one number for all coordinates": (
         lambda x, log_p, scale: tuple(v.mean() for v in tempting_law(x, log_p, scale)),
