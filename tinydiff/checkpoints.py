@@ -216,6 +216,6 @@ def shipped(name: str) -> Path:
     return path
 
 
-def load_pretrained(name: str) -> NetDenoiser:
-    """A denoiser that ships with the course, by name. Raises FileNotFoundError that lists what there is."""
+def load_pretrained(name: str) -> NetDenoiser | NetClassifier:
+    """A denoiser, or classifier of noisy data, that ships with the course, by name. Raises FileNotFoundError that lists what there is."""
     return load_checkpoint(shipped(name))
