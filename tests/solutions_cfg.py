@@ -46,8 +46,11 @@ LABEL_DROP_MUTANTS = {
         lambda y, null, share: torch.full_like(y, null) if torch.rand(()) < share else y,
         "varies as that of 250 single throws.*not one for the batch",
     ),
-    "always the same number": (drop_exactly, "varies as that of 250 single throws"),
-    "always the same ones": (drop_with_a_seed, "varies as that of 250 single throws.*fresh in each call"),
+    "always the same number": (
+        drop_exactly,
+        "single throws does: variance 22.5\n.*must vary.*its own coin.*no fixed count",
+    ),
+    "always the same ones": (drop_with_a_seed, "varies as that of 250 single throws.*afresh in each call"),
     "at the front": (drop_at_the_front, "each place is dropped.*not the first ones"),
     "share kept in place of dropped": (
         lambda y, null, share: torch.where(torch.rand(y.shape) < share, y, null),
@@ -121,6 +124,14 @@ GUIDED_EPS_MUTANTS = {
         "what comes back has shape.*one half",
     ),
     "t not doubled": (
+        lambda net, x, t, y, null, w: guided_with()(lambda a, _, k: net(a, t, k), x, t, y, null, w),
+        "equally long.*x has 6 rows, t 3, the labels 6.*repeated for both halves.*t as well",
+    ),
+    "x alone doubled": (
+        lambda net, x, t, y, null, w: guided_with()(lambda a, *_: net(a, t, y), x, t, y, null, w),
+        "equally long.*t 3, the labels 3",
+    ),
+    "one time for all": (
         lambda net, x, t, y, null, w: guided_with()(
             lambda a, b, k: net(a, t, k) if len(t) == len(a) else net(a, t.mean().expand(len(a)), k), x, t, y, null, w
         ),
@@ -170,6 +181,18 @@ INTERVAL_SCALES_MUTANTS = {
         "steps are guided, numbers.*asks the network at ts",
     ),
     "only from above": (scales_with(inside=lambda x, a, b: x <= b), "no step is guided|steps are guided, numbers"),
+    "both ends left out": (
+        scales_with(inside=lambda x, a, b: (a < x) & (x < b)),
+        "equal to an end is guided.*low = 1, .*both ends belong",
+    ),
+    "the lower end left out": (
+        scales_with(inside=lambda x, a, b: (a < x) & (x <= b)),
+        "equal to an end is guided.*low = 1, ",
+    ),
+    "the upper end left out": (
+        scales_with(inside=lambda x, a, b: (a <= x) & (x < b)),
+        "equal to an end is guided.*high = 1\n",
+    ),
     "all times": (scales_with(at=lambda ts: ts.clamp(min=1e-3)), "has shape"),
 }
 
@@ -298,11 +321,11 @@ GUIDED_MOMENTS_MUTANTS = {
     "x0 guided alone": (moments_with(guide_eps=False), "w = 0, means at 0|one step, w = 3"),
     "the tilted density": (
         lambda schedule, ts, m, a, b, w: tuple(td.exact.tilted_gaussian(m, a, b, w)),
-        "one step, w = 1: the mean",
+        "came: +the variance of the tilted density",
     ),
     "endless steps": (
         lambda schedule, ts, m, a, b, w: tuple(td.exact.guided_gaussian(m, a, b, w)),
-        "one step, w = 1: the mean",
+        "came: +the variance that endless steps sample",
     ),
     "the std returned": (moments_with(end=lambda mean, var: (mean, var**0.5)), "one step, w = 1: the variance"),
     "fresh noise, as ancestral": (moments_with(noise=1.0), "one step, w = 1: the variance"),

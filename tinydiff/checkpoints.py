@@ -217,5 +217,8 @@ def shipped(name: str) -> Path:
 
 
 def load_pretrained(name: str) -> NetDenoiser | NetClassifier:
-    """A denoiser, or classifier of noisy data, that ships with the course, by name. Raises FileNotFoundError that lists what there is."""
+    """A denoiser, or classifier of noisy data, that ships with the course, by name.
+
+    Raises FileNotFoundError that lists what there is.
+    """
     return load_checkpoint(shipped(name))

@@ -19,8 +19,13 @@ F64 = torch.float64
 SHARE = "`share` is the probability of being dropped: compare one random number in [0, 1) for each label with it"
 LEFT = "a label is either dropped, and then it is `null`, or left as it was: torch.where(dropped, null, y)"
 EACH = "each label is dropped or kept for itself: one random number a label, fresh in each call, not one for the batch"
+NUMBER = (
+    "the number of dropped labels must vary from batch to batch: each label is dropped or kept by its own coin, thrown "
+    "afresh in each call; no fixed count, and no seed"
+)
 PLACES = "every place of the batch is dropped equally often: it is not the first ones that are dropped"
 ONE_CALL = "ask both in one call: torch.cat([x, x]), and t and the labels twice as long, too"
+LONG = "whatever is as long as the batch must be repeated for both halves: not x and the labels alone, t as well"
 HALVES = "one half of the batch is told y, the other null, and every row keeps its own x and t"
 COUNTING = (
     "in this course w = 0 is the answer without a class and w = 1 that with it; Ho and Salimans' scale is ours less 1"
@@ -31,6 +36,7 @@ WIDEST = "guided are the steps whose noise level lies in [low, high]; an interva
 NO_GUIDANCE = "without guidance the network is asked with the class: that is a scale of 1, not 0"
 LEVEL = "the noise level is sigma / alpha: not t, not sigma alone, no square, no logarithm"
 START = "a step from ts[i] to ts[i + 1] asks the network at ts[i], so it is that level which counts"
+ENDS = "both ends belong to the interval: a level that is equal to low or to high is guided (<=, not <)"
 INCLUSIVE = "low is the smaller level, so nearer to the data, and high the larger one"
 PHI_0 = "phi = 0 is plain guidance, u + w (c - u); phi is the share of the way to the rescaled one"
 PHI_1 = "phi = 1: the std of each sample is that of c, the answer with the class"
@@ -46,6 +52,18 @@ AFFINE = (
 BELIEF = (
     "with v = alpha^2 a + sigma^2, E[x0 | x] = m + alpha a (x - alpha m) / v and E[eps | x] = sigma (x - alpha m) / v; "
     "guide both, u + w (c - u), and step to alpha_s x0 + sigma_s eps"
+)
+OTHER_LAWS = (
+    (
+        lambda a, b, w: a**w * b ** (1 - w),
+        "the variance that endless steps sample, a^w b^(1 - w)",
+        "here it is what the steps along ts sample, which depends on ts: follow them one by one",
+    ),
+    (
+        lambda a, b, w: 1 / (w / a + (1 - w) / b),
+        "the variance of the tilted density, N(m, a)^w N(0, b)^(1 - w)",
+        "guidance samples something else than that product, with few steps and with many: follow the steps one by one",
+    ),
 )
 ALL_STEPS = "the moments of one step are where the next one starts; all pairs of neighbours in ts, to the last"
 
@@ -74,9 +92,10 @@ def label_drop(fn: Callable) -> None:
             came = dropped.double().mean().item()
             spread, due = each.var().item(), 250 * came * (1 - came)
             if not abs(spread - due) < STANDARD_ERRORS * (2 / 400) ** 0.5 * due:
-                prop = f"the number dropped in a batch varies as that of 250 single throws does: variance {due:.1f}"
+                want = f"variance {250 * share * (1 - share):g}"
+                prop = f"the number dropped in a batch varies as that of 250 single throws does: {want}"
                 many = f"variance {spread:.1f}, from {each.min():.0f} to {each.max():.0f}"
-                fail(name, prop, given, many, EACH)
+                fail(name, prop, given, many, NUMBER if spread < due else EACH)
             error = (share * (1 - share) / dropped.numel()) ** 0.5
             if not abs(came - share) < STANDARD_ERRORS * error:
                 fail(name, f"a share of {share} is dropped (to {5 * error:.4f})", given, f"{came:.4f}", SHARE)
@@ -95,8 +114,13 @@ class _Asked:
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         self.calls.append((x, t, y))
+        if not len(x) == t.numel() == y.numel():
+            return torch.zeros_like(x)  # no matter what: the check looks at the calls first
         tall = [-1] + [1] * (x.ndim - 1)
         return (x * (1 + y.reshape(tall)) + 3 * t.reshape(tall)).sin() + y.reshape(tall)
+
+    def __repr__(self) -> str:
+        return "net"
 
 
 def guided_eps(fn: Callable) -> None:
@@ -111,6 +135,10 @@ def guided_eps(fn: Callable) -> None:
         for w in (0.0, 1.0, 2.5):
             net, given = _Asked(), f"x of shape {shape}, y = {y.tolist()}, null = {null}, w = {w}"
             out = outs[w] = call(name, fn, net, x, t, y, null, w)
+            for x_, t_, y_ in net.calls:
+                if not len(x_) == t_.numel() == y_.numel():
+                    came = f"x has {len(x_)} rows, t {t_.numel()}, the labels {y_.numel()}"
+                    fail(name, "x, t and the labels of a call are equally long", given, came, LONG)
             is_tensor_like(name, "what comes back", out, x, "the answer of one half: chunk(2)")
             if len(net.calls) != 1:
                 fail(name, "the network is called once", given, f"{len(net.calls)} calls", ONE_CALL)
@@ -130,7 +158,7 @@ def guided_eps(fn: Callable) -> None:
             fail(name, "w = 0 is the answer without a class", f"{given}, w = 0", "the answer with the class", hint)
         for w, out in outs.items():
             is_close(name, "the guided answer is right", f"{given}, w = {w}", out, u + w * (c - u), FORMULA, 1e-4)
-    right(name, 5)
+    right(name, 6)
 
 
 def interval_scales(fn: Callable) -> None:
@@ -162,7 +190,14 @@ def interval_scales(fn: Callable) -> None:
             prop = f"{len(due)} steps are guided, numbers {due[0]} to {due[-1]}"
             hint = START if guided == late else f"{LEVEL}; {INCLUSIVE}"
             fail(name, prop, given, f"{len(guided)} guided: {guided}, scales {sorted(set(out.tolist()))}", hint)
-    right(name, 4)
+    ts = torch.tensor([0.8, 0.5, 0.2, 0.0], dtype=F64)  # of Flow(): levels 4, 1 (exactly, however computed), 1/4
+    for low, high, guided in ((1.0, 10.0, (1, 1, 0)), (0.1, 1.0, (0, 1, 1))):
+        want = 1 + 1.5 * torch.tensor(guided, dtype=F64)
+        given = f"Flow(), ts = 0.8, 0.5, 0.2, 0 (levels 4, 1, 0.25), w = 2.5, low = {low:g}, high = {high:g}"
+        is_close(
+            name, "a level equal to an end is guided", given, call(name, fn, Flow(), ts, 2.5, low, high), want, ENDS
+        )
+    right(name, 5)
 
 
 def rescale_guided(fn: Callable) -> None:
@@ -216,6 +251,11 @@ def guided_moments(fn: Callable) -> None:
     for title, schedule in (("Cosine()", Cosine()), ("Flow()", Flow())):
         ts = grid(schedule, 4)
         inner = torch.tensor([0.7, 0.4], dtype=F64)
+        var = moments(schedule, inner, 1.0, 0.25, 1.0, 3.0)[1].item()
+        for law, came, hint in OTHER_LAWS:
+            if abs(var - law(0.25, 1.0, 3.0)) < 1e-6:
+                given = f"{title}, ts = 0.7, 0.4, m = 1, a = 0.25, b = 1, w = 3"
+                fail(name, "what these steps sample, not a law without steps", given, came, hint)
         stages = (
             ("w = 0, means at 0: the mean stays 0", inner, (1.0, 0.25, 1.0, 0.0), 0, ZERO),
             ("one step, w = 1: the mean", inner, (1.0, 0.25, 1.0, 1.0), 0, BELIEF),
@@ -232,4 +272,4 @@ def guided_moments(fn: Callable) -> None:
             where = ", ".join(f"{t:.3g}" for t in times.tolist())
             given = f"{title}, ts = {where}, m = {m}, a = {a}, b = {b}, w = {w}"
             is_close(name, prop, given, out[i : i + 1], want[i : i + 1], hint, 1e-7)
-    right(name, 9)
+    right(name, 10)
