@@ -11,6 +11,7 @@ Equation (1) is the official code's, all divided by the number of pixels; its fu
 never given to its optimiser and stays at zero, and so it is left out.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -35,7 +36,7 @@ class FeatureDistance(nn.Module):
 
     def __init__(self, classifier: ConvClassifier) -> None:
         super().__init__()
-        self.layers = classifier.convs.eval().requires_grad_(False)
+        self.layers = copy.deepcopy(classifier.convs).eval().requires_grad_(False)  # a judge stays as and where it is
 
     def train(self, mode: bool = True) -> "FeatureDistance":
         return super().train(False)  # its batch normalisation never learns

@@ -151,7 +151,8 @@ class cfg(Guide):
             )
 
     def __call__(self, x: Tensor, t: Times, **cond: Any) -> Prediction:
-        _once(self.cond, cond, x), _once(self.null, cond, x)
+        _once(self.cond, cond, x)
+        _once(self.null, cond, x)
         if self.rule is linear and not isinstance(self.w, Tensor) and self.w in (0, 1):
             return self.denoiser(x, t, **(self.cond if self.w else self.null), **cond)
         coefs = self.schedule(t, like=x)

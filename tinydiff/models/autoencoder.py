@@ -12,14 +12,14 @@ picture, with less the last ones (appendix D.1).
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tinydiff.models.unet import Attention, ResBlock, double, norm
+from tinydiff.models.unet import Attention, Resample, ResBlock, norm
 
 LOGVAR = (-30.0, 20.0)  # the official code clamps it so
 
@@ -34,17 +34,6 @@ class Plain(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h w"]:
         return self.attention(self.block(x, None))
-
-
-class Double(nn.Module):
-    """Twice the side, by nearest neighbour and a convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
-        return self.conv(double(x))
 
 
 class Halve(nn.Module):
@@ -74,7 +63,7 @@ def decoder(latent: int, channels: int, width: int, mults: tuple[int, ...], atte
     for level, mult in reversed(list(enumerate(mults))):
         layers += [Plain(c, mult * width)]
         c = mult * width
-        layers += [Double(c)] * (level > 0)
+        layers += [Resample(c, down=False)] * (level > 0)
     return nn.Sequential(*layers, norm(c), nn.SiLU(), nn.Conv2d(c, channels, 3, padding=1))
 
 
@@ -112,7 +101,9 @@ class DiagonalGaussian:
 
 
 class Autoencoder(nn.Module):
-    """What both kinds share: shapes, and the scale and shift of the latents that ship with the weights."""
+    """What both kinds share: networks, shapes, and the latents' scale and shift, which are saved with the weights."""
+
+    numbers = 1  # that the encoder gives for each of a latent
 
     def __init__(
         self,
@@ -124,7 +115,12 @@ class Autoencoder(nn.Module):
     ) -> None:
         super().__init__()
         self.config = dict(in_channels=in_channels, latent=latent, width=width, mults=list(mults), attention=attention)
-        self.factor = 2 ** (len(mults) - 1)
+        self.factor, self.latent = 2 ** (len(mults) - 1), latent
+        self.encoder = encoder(in_channels, self.numbers * latent, width, tuple(mults), attention)
+        self.decoder = decoder(latent, in_channels, width, tuple(mults), attention)
+        self.unscaled()
+
+    def unscaled(self) -> None:
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("shift", torch.zeros(()))
 
@@ -145,17 +141,7 @@ class KLAutoencoder(Autoencoder):
     Raises ValueError for images or latents of another shape.
     """
 
-    def __init__(
-        self,
-        in_channels: int = 1,
-        latent: int = 4,
-        width: int = 32,
-        mults: tuple[int, ...] | list[int] = (1, 2, 2),
-        attention: bool = False,
-    ) -> None:
-        super().__init__(in_channels, latent, width, mults, attention)
-        self.encoder = encoder(in_channels, 2 * latent, width, tuple(mults), attention)
-        self.decoder = decoder(latent, in_channels, width, tuple(mults), attention)
+    numbers = 2  # mean and log-variance
 
     def posterior(self, x: Float[Tensor, "b c h w"]) -> DiagonalGaussian:
         self.check(x, self.config["in_channels"], self.factor, "x")
@@ -184,21 +170,10 @@ class VQAutoencoder(Autoencoder):
             by default, and calls that legacy.
     """
 
-    def __init__(
-        self,
-        in_channels: int = 1,
-        latent: int = 4,
-        width: int = 32,
-        mults: tuple[int, ...] | list[int] = (1, 2, 2),
-        attention: bool = False,
-        codes: int = 256,
-        beta: float = 0.25,
-    ) -> None:
-        super().__init__(in_channels, latent, width, mults, attention)
+    def __init__(self, *shape: Any, codes: int = 256, beta: float = 0.25, **more: Any) -> None:
+        super().__init__(*shape, **more)
         self.config |= dict(codes=codes, beta=beta)
-        self.encoder = encoder(in_channels, latent, width, tuple(mults), attention)
-        self.decoder = decoder(latent, in_channels, width, tuple(mults), attention)
-        self.codebook = nn.Embedding(codes, latent)
+        self.codebook = nn.Embedding(codes, self.latent)
         nn.init.uniform_(self.codebook.weight, -1 / codes, 1 / codes)
 
     def encode(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b l h2 w2"]:
@@ -241,8 +216,9 @@ class Identity(Autoencoder):
     """No first stage: f = 1, and the latents are the pixels. With it, latent diffusion is diffusion of pixels."""
 
     def __init__(self, in_channels: int = 1) -> None:
-        super().__init__(in_channels, in_channels, 0, (1,))
-        self.config = dict(in_channels=in_channels)
+        nn.Module.__init__(self)  # there are no networks
+        self.config, self.factor, self.latent = dict(in_channels=in_channels), 1, in_channels
+        self.unscaled()
 
     def encode(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         return x
@@ -281,11 +257,10 @@ class Codec:
 
     def shape(self, n: int, height: int, width: int | None = None) -> tuple[int, ...]:
         """The shape of the latents of n images of that many pixels, for `sample`. Raises ValueError for others."""
-        width, f, name = height if width is None else width, self.autoencoder.factor, "in_channels"
+        width, f = height if width is None else width, self.autoencoder.factor
         if height % f or width % f:
             raise ValueError(f"height and width must divide by {f}; got {height} x {width}")
-        channels = self.autoencoder.config.get("latent", self.autoencoder.config[name])
-        return (n, channels, height // f, width // f)
+        return (n, self.autoencoder.latent, height // f, width // f)
 
 
 @torch.no_grad()

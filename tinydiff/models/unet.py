@@ -259,7 +259,7 @@ class Resample(nn.Module):
         self.down = down
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, stride=2 if down else 1)
 
-    def forward(self, x: Tensor, emb: Tensor | None, *text: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, *told: Tensor | None) -> Tensor:
         return self.conv(x if self.down else double(x))
 
 

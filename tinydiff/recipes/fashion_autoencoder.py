@@ -1,4 +1,4 @@
-"""The first stage of latent diffusion on Fashion-MNIST, 28 x 28 to 4 x 7 x 7: what ships as "fashion-autoencoder".
+"""The first stage of latent diffusion on Fashion-MNIST, 28 x 28 to 4 x 7 x 7: for "fashion-autoencoder".
 
     TINYDIFF_SCALE=full python -m tinydiff.recipes.fashion_autoencoder
 

@@ -1,4 +1,4 @@
-"""Class-conditional latent diffusion on Fashion-MNIST (Rombach et al. 2022): what ships as "fashion-latent".
+"""Class-conditional latent diffusion on Fashion-MNIST (Rombach et al. 2022): for "fashion-latent".
 
 The shipped first stage, `fashion_autoencoder`, is frozen; a diffusion transformer with patches of one works on its
 7 x 7 latents, which are encoded once. All else is `fashion`'s, so that pixels and latents compare.

@@ -1,4 +1,4 @@
-"""A classifier of the attributes of shapes, of all compositions: what ships as "shapes-classifier", a judge of samples.
+"""A classifier of the attributes of shapes, of all compositions: for "shapes-classifier", a judge of samples.
 
     TINYDIFF_SCALE=full python -m tinydiff.recipes.shapes_classifier
 

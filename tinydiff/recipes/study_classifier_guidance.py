@@ -48,16 +48,19 @@ PAPER = {
 }
 
 
+def steered(base: Denoiser, scale: float | int, y: Tensor) -> Denoiser:
+    """The base, and the classifier's gradient times the scale."""
+    return classifier(base, td.load_pretrained("fashion-noisy-classifier").log_prob(y), scale) if scale else base
+
+
 def told(d: Denoiser, scale: float | int, y: Tensor) -> Denoiser:
     """The network is told the class, and the classifier adds to it."""
-    base = bind(d, y=y)
-    return classifier(base, td.load_pretrained("fashion-noisy-classifier").log_prob(y), scale) if scale else base
+    return steered(bind(d, y=y), scale, y)
 
 
 def untold(d: Denoiser, scale: float | int, y: Tensor) -> Denoiser:
     """The network gets the null label: all that it hears of the class is the classifier."""
-    base = bind(d, y=torch.full_like(y, 10))
-    return classifier(base, td.load_pretrained("fashion-noisy-classifier").log_prob(y), scale) if scale else base
+    return steered(bind(d, y=torch.full_like(y, 10)), scale, y)
 
 
 def naive(d: Denoiser, scale: float | int, y: Tensor) -> Denoiser:
