@@ -24,8 +24,11 @@ TINY = {
     "fashion_unet": "--width 8 --steps 4 --batch-size 8 --sampling-steps 2 --samples 20 --threads 1",
     "fashion_dit": "--width 16 --depth 1 --steps 4 --batch-size 8 --sampling-steps 2 --samples 20 --threads 1",
     "fashion_noisy_classifier": "--width 8 --steps 4 --batch-size 8 --samples 20 --threads 1",
+    "fashion_latent": "--width 16 --depth 1 --steps 4 --batch-size 8 --sampling-steps 2 --samples 20 --threads 1",
+    "shapes_latent": "--width 8 --pictures 50 --steps 4 --batch-size 8 --sampling-steps 2 --samples 20 --threads 1",
 }
 IMAGES = {"n", "fd", "fd_floor", "kid", "precision", "recall", "density", "coverage", "accuracy"}
+SHARES = {"size", "colour", "shape", "objects", "relation", "binding", "exact"}
 EVALUATE = {
     "swiss_roll": "--sampling-steps 4 --samples 100",
     "digits": "--sampling-steps 3 --samples 30 --threads 1",
@@ -33,6 +36,8 @@ EVALUATE = {
     "fashion_unet": "--sampling-steps 2 --samples 20 --threads 1",
     "fashion_dit": "--sampling-steps 2 --samples 20 --threads 1",
     "fashion_noisy_classifier": "--samples 20 --threads 1",
+    "fashion_latent": "--sampling-steps 2 --samples 20 --threads 1",
+    "shapes_latent": "--sampling-steps 2 --samples 20 --threads 1",
 }
 METRICS = {
     "swiss_roll": {"sliced_wasserstein", "sliced_wasserstein_floor", "energy_distance", "energy_distance_floor"},
@@ -41,6 +46,8 @@ METRICS = {
     "fashion_unet": IMAGES,
     "fashion_dit": IMAGES,
     "fashion_noisy_classifier": {"n"} | {f"{m}_{t}" for m in ("accuracy", "loss") for t in (0.1, 0.3, 0.5, 0.7, 0.9)},
+    "fashion_latent": IMAGES,
+    "shapes_latent": {"n", "fd", "fd_floor", "oracle_exact", "agrees"} | SHARES,
 }
 EACH = pytest.mark.parametrize("name", RECIPES)
 

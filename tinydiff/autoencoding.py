@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tinydiff.models import ConvClassifier, PatchDiscriminator
+from tinydiff.models import ConvClassifier, PatchDiscriminator, SceneClassifier
 from tinydiff.models.autoencoder import Autoencoder
 from tinydiff.progress import progress
 from tinydiff.training import constant, random_numbers_of, to_batches
@@ -34,7 +34,7 @@ class FeatureDistance(nn.Module):
     without its weights of channels, so it is not called so.
     """
 
-    def __init__(self, classifier: ConvClassifier) -> None:
+    def __init__(self, classifier: ConvClassifier | SceneClassifier) -> None:
         super().__init__()
         self.layers = copy.deepcopy(classifier.convs).eval().requires_grad_(False)  # a judge stays as and where it is
 

@@ -103,6 +103,19 @@ def drop_labels(classes: int, share: float = 0.1) -> Callable[[Batch], Batch]:
     return drop
 
 
+def drop_captions(share: float = 0.1) -> Callable[[Batch], Batch]:
+    """The same for captions: tokens become padding alone, which is the null caption. Raises ValueError likewise."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"share must lie in [0, 1]; got {share}")
+
+    def drop(batch: Batch) -> Batch:
+        tokens = batch["tokens"]
+        kept = torch.rand(len(tokens), 1, device=tokens.device) >= share
+        return batch | {"tokens": tokens * kept}
+
+    return drop
+
+
 # ---- the loop ------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,8 @@ A recipe is a module with these names, and `python -m tinydiff` offers what stan
     picture(samples, path)      writes a PNG
 """
 
-from tinydiff.recipes import digits, dpm, fashion, fashion_dit, fashion_noisy, swiss_roll
+from tinydiff.recipes import digits, dpm, fashion, fashion_dit, fashion_latent, fashion_noisy, shapes_latent, swiss_roll
 
 RECIPES = {"swiss_roll": swiss_roll, "digits": digits, "dpm": dpm}
 RECIPES |= {"fashion_unet": fashion, "fashion_dit": fashion_dit, "fashion_noisy_classifier": fashion_noisy}
+RECIPES |= {"fashion_latent": fashion_latent, "shapes_latent": shapes_latent}

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tinydiff import autoencoding, datasets, metrics
 from tinydiff.checkpoints import DATA, load_network, save_network, shipped
@@ -59,26 +59,31 @@ SCALES = {
 }
 
 
-def autoencoder(s: Settings) -> Autoencoder:
+def autoencoder(s: Settings, in_channels: int = 1) -> Autoencoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(s.seed)
-        return KINDS[s.kind](width=s.width, mults=s.mults, latent=s.latent).to(s.device)
+        return KINDS[s.kind](in_channels, s.latent, s.width, s.mults).to(s.device)
 
 
-def train(s: Settings, **options: Any) -> Codec:
+def train(
+    s: Settings, images: datasets.Images | None = None, classifier: nn.Module | None = None, **options: Any
+) -> Codec:
     """The trained first stage, its scale and shift measured on 2,000 training images. options: fit_autoencoder's."""
     if s.kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {s.kind!r}")
-    images, a = datasets.load(s.data).to(s.device), autoencoder(s)
+    images = (datasets.load(s.data) if images is None else images).to(s.device)
+    channels = images.pixels.shape[1]
+    a = autoencoder(s, channels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(s.seed)
-        d = PatchDiscriminator().to(s.device) if s.discriminator else None
-    features = autoencoding.FeatureDistance(judge.judge()).to(s.device) if s.features else None
+        d = PatchDiscriminator(channels).to(s.device) if s.discriminator else None
+    classifier = judge.judge() if classifier is None else classifier
+    features = autoencoding.FeatureDistance(classifier).to(s.device) if s.features else None
     given = dict(steps=s.steps, batch_size=s.batch_size, lr=s.lr, seed=s.seed, features=features, discriminator=d)
     given |= dict(start=s.start, adversarial=s.adversarial, lr_schedule=warmup_cosine(100, end=0.05))
     for _ in autoencoding.fit_autoencoder(a, images, **given | options):
         pass
-    return calibrate(a.eval(), images.first(2000).x0)
+    return calibrate(a.eval(), images.first(min(2000, len(images))).x0)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ disagree on samples more than on real pictures, neither should be trusted.
 """
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinydiff import datasets, metrics
-from tinydiff.checkpoints import DATA, save_network
+from tinydiff.checkpoints import DATA, load_network, save_network, shipped
 from tinydiff.models import SceneClassifier
 from tinydiff.progress import progress
 from tinydiff.recipes.base import GPU
@@ -95,6 +96,64 @@ def evaluate(net: SceneClassifier, s: Settings) -> dict[str, float]:
         oracle = metrics.read_shapes(fresh["x0"][:: max(1, len(fresh["x0"]) // 500)])
         few = metrics.Read(*(v[:: max(1, len(fresh["x0"]) // 500)] for v in mine))
         found["agrees_with_oracle"] = metrics.attribute_accuracy(few, oracle).exact
+    return found
+
+
+# ---- the shipped judge ---------------------------------------------------------------------------
+
+
+@functools.cache
+def judge() -> SceneClassifier:
+    """The shipped classifier."""
+    return load_network(shipped(NAME))
+
+
+def seen(x: Tensor) -> Tensor:
+    """Pictures as the judge takes them: averaged to 32 pixels, where no texture can be told."""
+    return F.avg_pool2d(x.float(), x.shape[-1] // 32)
+
+
+@torch.no_grad()
+def features(x: Tensor) -> Tensor:
+    """(n, 128) features of pictures of 32 or 64 pixels, by the shipped classifier."""
+    return torch.cat([judge().features(seen(part)) for part in x.split(500)])
+
+
+@functools.cache
+def reference(preset: str = "shapes32-2", n: int = 10_000) -> metrics.Moments:
+    """Mean and covariance of the features of n pictures of the split "val", drawn at 32 pixels."""
+    return metrics.Moments.of(features(datasets.shapes(preset, "val", n, 32).tensors()["x0"]))
+
+
+@functools.cache
+def asked(preset: str, split: str, n: int, seed: int = 0) -> dict[str, Tensor]:
+    """n captions of a split and what they ask for: tokens, attributes, relations; and x0, pictures that have it."""
+    return datasets.shapes(preset, split, n, None, seed, ("tokens", "attributes", "relations")).tensors()
+
+
+def judged(x: Tensor, of: dict[str, Tensor], preset: str = "shapes32-2", oracle: int = 0) -> dict[str, int | float]:
+    """What the judge says of pictures x made for the captions `of` (see `asked`).
+
+    fd: Fréchet distance to real pictures of the split "val", which have nothing that is held out; fd_floor: that of
+    the real pictures in `of`. Then the shares of `metrics.attribute_accuracy`, without textures.
+    oracle: as many of the pictures are read by the oracle too: oracle_exact, agrees (all the same as the judge says),
+    and with textures in the preset also oracle_texture and oracle_exact_textures.
+    """
+    wanted = metrics.Read(of["attributes"], of["relations"])
+    mine = read(judge(), seen(x))
+    found: dict[str, int | float] = {"n": len(x)}
+    found["fd"] = metrics.frechet_distance(features(x), reference(preset))
+    found["fd_floor"] = metrics.frechet_distance(features(of["x0"]), reference(preset))
+    told = metrics.attribute_accuracy(mine, wanted, textures=False)._asdict()
+    found |= {k: v for k, v in told.items() if k != "texture"}
+    if oracle:
+        first = lambda r: metrics.Read(*(v[:oracle] for v in r))  # noqa: E731
+        other = metrics.read_shapes(x[:oracle])
+        found["oracle_exact"] = metrics.attribute_accuracy(other, first(wanted), textures=False).exact
+        found["agrees"] = metrics.attribute_accuracy(first(mine), other, textures=False).exact
+        if len(datasets.captioned.PRESETS[preset].textures) > 1:
+            whole = metrics.attribute_accuracy(other, first(wanted))
+            found |= {"oracle_texture": whole.texture, "oracle_exact_textures": whole.exact}
     return found
 
 
