@@ -233,7 +233,7 @@ def fashion_row(w: float) -> dict[str, Any]:
 
 
 def row_of(results: dict[str, Any], part: str, name: str, x: float | int) -> dict[str, Any]:
-    """The one row of a run; x is its f, or its scale of guidance. Raises ValueError if there is none, or more than one."""
+    """The row of a run; x is its f, or its scale of guidance. Raises ValueError unless there is exactly one."""
     found = [r for r in results["rows"] if r["key"] == [part, name, x]]
     if len(found) != 1:
         raise ValueError(f"{len(found)} rows of part {part!r}, name {name!r}, {x}; one was asked for")
