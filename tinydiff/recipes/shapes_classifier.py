@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinydiff import datasets, metrics
-from tinydiff.checkpoints import DATA, load_network, save_network, shipped
+from tinydiff.checkpoints import DATA, load_network, read_checkpoint, save_network, shipped
 from tinydiff.models import SceneClassifier
 from tinydiff.progress import progress
 from tinydiff.recipes.base import GPU
@@ -119,10 +119,28 @@ def features(x: Tensor) -> Tensor:
     return torch.cat([judge().features(seen(part)) for part in x.split(500)])
 
 
+REFERENCE = ("shapes32-2", "shapes64-2t")
+
+
 @functools.cache
-def reference(preset: str = "shapes32-2", n: int = 10_000) -> metrics.Moments:
-    """Mean and covariance of the features of n pictures of the split "val", drawn at 32 pixels."""
-    return metrics.Moments.of(features(datasets.shapes(preset, "val", n, 32).tensors()["x0"]))
+def reference(preset: str = "shapes32-2") -> metrics.Moments:
+    """Mean and covariance of the features of 10,000 pictures of the split "val", which ship with the classifier."""
+    if preset not in REFERENCE:
+        raise ValueError(f"preset must be one of {', '.join(REFERENCE)}; got {preset!r}")
+    tensors, _, _ = read_checkpoint(shipped(NAME))
+    start = f"reference.{preset}."
+    return metrics.Moments.from_tensors({k.removeprefix(start): t for k, t in tensors.items() if k.startswith(start)})
+
+
+@torch.no_grad()
+def moments(net: SceneClassifier, n: int = 10_000) -> dict[str, Tensor]:
+    """What `reference` reads, by name."""
+    found = {}
+    for preset in REFERENCE:
+        x = datasets.shapes(preset, "val", n, 32).tensors()["x0"]
+        parts = metrics.Moments.of(net.features(part) for part in x.split(500)).tensors()
+        found |= {f"reference.{preset}.{k}": t for k, t in parts.items()}
+    return found
 
 
 @functools.cache
@@ -172,7 +190,7 @@ def main() -> None:
     made = provenance(f"TINYDIFF_SCALE={scale()} python -m tinydiff.recipes.shapes_classifier")
     made |= {"settings": dataclasses.asdict(s), "hardware": describe_hardware(s.device, s.threads)}
     made |= {"seconds": round(time.perf_counter() - start), "metrics": evaluate(net, s)}
-    save_network(DATA / f"{NAME}.safetensors", net.cpu(), made)
+    save_network(DATA / f"{NAME}.safetensors", net.cpu(), made, moments(net))
     print(json.dumps(made["metrics"], indent=2))
 
 
