@@ -187,3 +187,10 @@ def test_a_velocity_that_is_not_finite_is_told():
     nowhere = td.denoiser(lambda x, t: td.Prediction(x * torch.nan, x * torch.nan), td.VP())
     with pytest.raises(FloatingPointError, match="not finite at t = 0.5"):
         ode.flow_map(nowhere, torch.ones(1, 2, dtype=F64), 0.5, 0.6)
+
+
+def test_no_way_to_go_leaves_all_as_it_is():
+    S = td.EDM()
+    d, x = td.GaussianMixture(torch.zeros(1, 2), 0.6, None, S), torch.ones(3, 2)
+    assert torch.equal(td.ode.flow_map(d, x, 0.4, 0.4), x)
+    assert torch.equal(td.ode.flow_map(d, x, 0.0, S.t_min), x)  # both mean t_min

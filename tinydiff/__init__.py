@@ -12,8 +12,10 @@ from tinydiff import (
     binomial,
     check,
     checkpoints,
+    consistency,
     datasets,
     denoisers,
+    distill,
     dpm,
     entropy,
     exact,
@@ -34,7 +36,9 @@ from tinydiff import (
     training,
 )
 from tinydiff.checkpoints import load_checkpoint, load_pretrained, save_checkpoint
-from tinydiff.denoisers import Denoiser, NetClassifier, NetDenoiser, denoiser
+from tinydiff.consistency import consistency_loss, tangent_loss
+from tinydiff.denoisers import ConsistencyDenoiser, Denoiser, NetClassifier, NetDenoiser, denoiser
+from tinydiff.distill import progressive_loss, progressive_target
 from tinydiff.exact import GaussianMixture, IdealDenoiser
 from tinydiff.guidance import autoguide, bind, cfg, classifier, counted, dynamic, interval, static, thresholded
 from tinydiff.hybrid import hybrid_loss

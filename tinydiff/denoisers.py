@@ -119,6 +119,40 @@ class NetDenoiser:
 
 
 @dataclass(frozen=True, eq=False)
+class ConsistencyDenoiser:
+    """A network made a function that jumps to the data, f(x, t).x0, and at t_min is x itself for any weights.
+
+        (1)  f = c_skip x + c_out F(c_in x, c_noise)
+        (2)  c_skip = sd^2 / ((s - s_min)^2 + sd^2),   c_out = sd (s - s_min) / sqrt(s^2 + sd^2),   s = sigma / alpha
+
+    Song et al. 2023, eq. 5 and appendix C: Karras' coefficients with s - s_min in place of s. Where alpha is not 1, x /
+    alpha stands for x. A network that was trained as `NetDenoiser(net, EDM(), targets.edm(sd), c_in_edm(sd),
+    c_noise_edm)` serves here as it is.
+
+    Args:
+        net: called as net(c_in x, c_noise, **cond); returns a tensor like x.
+        schedule: with a t_min that is a noise level of its own, such as `EDM()`.
+        sigma_data: sd, the standard deviation of the data.
+        c_noise: coefficients -> the number that tells the network the time; by default log(s) / 4.
+    """
+
+    net: nn.Module
+    schedule: Schedule
+    sigma_data: float = 0.5
+    c_noise: Callable[[Coefs], Tensor] = c_noise_edm
+
+    def __call__(self, x: Float[Tensor, "b *d"], t: Times, **cond: Any) -> Prediction:
+        c, first = self.schedule(t, like=x), self.schedule(self.schedule.t_min, like=x)
+        level, least, sd = c.sigma / c.alpha, first.sigma / first.alpha, self.sigma_data
+        out = self.net(x / c.alpha / (level**2 + sd**2).sqrt(), self.c_noise(c).reshape(-1).to(x), **cond).to(x.dtype)
+        if out.shape != x.shape:
+            raise ValueError(f"net must return a tensor of shape {tuple(x.shape)}, like x; got {tuple(out.shape)}")
+        gap = level - least
+        x0 = sd**2 / (gap**2 + sd**2) * (x / c.alpha) + sd * gap / (level**2 + sd**2).sqrt() * out
+        return Prediction(x0, (x - c.alpha * x0) / c.sigma)
+
+
+@dataclass(frozen=True, eq=False)
 class NetClassifier:
     """A network that reads the class of noisy data, trained by `losses.classifier_loss` and used by `guidance`.
 

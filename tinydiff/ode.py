@@ -134,6 +134,8 @@ def _solve(
     if not tol > 0 or not (0 <= t <= 1 and 0 <= s <= 1):
         raise ValueError(f"tol must be positive and times lie in [0, 1]; got {tol=}, t = {t}, s = {s}")
     span = [min(max(v, d.schedule.t_min), d.schedule.t_max) for v in (t, s)]
+    if span[0] == span[1]:  # there is no way to go, which scipy does not take
+        return x, torch.zeros(len(x)).to(x)
     size = x.numel()
 
     def both(t: float, state):

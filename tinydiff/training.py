@@ -6,6 +6,7 @@ for step in fit(d, data, steps=3000):
 """
 
 import copy
+import inspect
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -150,7 +151,7 @@ def fit(
         data: x0 as a tensor (n, ...); or a dict of tensors, x0 and the conditions (y=...); or `datasets.Images`; or a
             data set or loader whose items or batches are one of these or (x0, y) pairs. All but a loader are drawn from
             with replacement; a loader is read in its own order, again and again.
-        loss: (d, x0, t, **cond) -> (b,).
+        loss: (d, x0, t, **cond) -> (b,). One with an argument `done` is told the share of the steps that are over.
         batch_size: of a step, over all processes and micro-batches.
         times: (n, device=...) -> (n,), the distribution of t.
         ema: decay of the average. clip: largest gradient norm.
@@ -178,6 +179,8 @@ def fit(
     if on.accelerator and isinstance(data, DataLoader):
         data = on.accelerator.prepare(data)  # each process reads batches of its own
     batches, mine, over = to_batches(data, batch_size // on.parts), on.mine(), within(minutes)
+    asks = "done" in inspect.signature(loss).parameters
+    told = lambda share: {"done": share} if asks else {}  # noqa: E731
     for k in range(start if isinstance(data, DataLoader) else 0):  # what the loader has given before
         for m in mine:
             with random_numbers_of(seed, k, device, m):
@@ -197,7 +200,7 @@ def fit(
                 t = times(len(batch["x0"]), device=device)
                 if check and not ((t >= 0) & (t <= 1)).all():
                     raise ValueError(f"times must draw t in [0, 1]; got {t.min().item():g} to {t.max().item():g}")
-                part = loss(working, t=t, **batch).mean() / on.accumulate
+                part = loss(working, t=t, **told(k / steps), **batch).mean() / on.accumulate
                 if check and not part.isfinite():
                     finite = all(v.isfinite().all() for v in batch.values())
                     why = "try a smaller lr" if finite else "the batch itself holds NaN or infinity"

@@ -28,4 +28,4 @@ from tinydiff.samplers.sde import (
     rk2,
     rk4,
 )
-from tinydiff.samplers.solvers import dpm_solver_1, dpm_solver_2, dpmpp_2m, edm_stochastic, euler, heun
+from tinydiff.samplers.solvers import dpm_solver_1, dpm_solver_2, dpmpp_2m, edm_stochastic, euler, heun, heun_step

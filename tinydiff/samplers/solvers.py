@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tinydiff.denoisers import Denoiser
 from tinydiff.samplers.base import State, noise_like, pairs, sampler
-from tinydiff.schedules import Coefs
+from tinydiff.schedules import Coefs, Times
 
 
 @sampler
@@ -49,12 +49,19 @@ def heun(d: Denoiser, x: Float[Tensor, "b *d"], ts: Float[Tensor, " n"]) -> Iter
         yield State(s, x, p.x0)
 
 
-def _heun_step(d: Denoiser, x: Tensor, eps: Tensor, t: float, s: float) -> Tensor:
+def _heun_step(d: Denoiser, x: Tensor, eps: Tensor, t: Times, s: Times, **cond: Tensor) -> Tensor:
     ct, cs = d.schedule(t, like=x), d.schedule(s, like=x)
     x_s = cs.alpha * (x / ct.alpha + _ds(ct, cs) * eps)
-    if s > 0:
-        x_s = cs.alpha * (x / ct.alpha + _ds(ct, cs) * (eps + d(x_s, s).eps) / 2)
+    if isinstance(s, Tensor) or s > 0:
+        x_s = cs.alpha * (x / ct.alpha + _ds(ct, cs) * (eps + d(x_s, s, **cond).eps) / 2)
     return x_s
+
+
+def heun_step(
+    d: Denoiser, x: Float[Tensor, "b *d"], t: Float[Tensor, " b"], s: Float[Tensor, " b"], **cond: Tensor
+) -> Float[Tensor, "b *d"]:
+    """One step of `heun` from times t to 0 < s < t, another pair for each element: a consistency model's teacher."""
+    return _heun_step(d, x, d(x, t, **cond).eps, t, s, **cond)
 
 
 @sampler
