@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tinydiff import denoisers, dpm, models, schedules, targets
-from tinydiff.denoisers import NetClassifier, NetDenoiser
+from tinydiff.denoisers import ConsistencyDenoiser, NetClassifier, NetDenoiser, Wrapped
 from tinydiff.schedules import Schedule
 from tinydiff.targets import Target
 
@@ -38,7 +38,7 @@ _FUNCTIONS += [
     dpm.logit_variance,
 ]
 KNOWN = {f.__name__: f for f in _CLASSES + _FUNCTIONS}
-PARTS = ("schedule", "target", "c_in", "c_noise", "var")
+PARTS = ("schedule", "target", "c_in", "c_noise", "var", "sigma_data")
 
 
 def describe(part: Any) -> Any:
@@ -57,7 +57,7 @@ def describe(part: Any) -> Any:
     return {"class": name, "config": {k: describe(value) for k, value in config.items()}}
 
 
-def describe_denoiser(d: NetDenoiser | NetClassifier) -> dict[str, Any]:
+def describe_denoiser(d: Wrapped) -> dict[str, Any]:
     """A JSON description of each part of a denoiser, or of a classifier of noisy data, which has no target."""
     described = {part: describe(getattr(d, part)) for part in ("net", *PARTS) if hasattr(d, part)}
     codec = getattr(d, "codec", None)
@@ -100,7 +100,7 @@ def write_whole(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mappi
 
 def save_checkpoint(
     path: str | Path,
-    d: NetDenoiser | NetClassifier,
+    d: Wrapped,
     recipe: Mapping[str, Any] | None = None,
     extra: Mapping[str, Tensor] | None = None,
 ) -> None:
@@ -161,7 +161,7 @@ def load_checkpoint(
     c_in: Callable[..., Any] | None = None,
     c_noise: Callable[..., Any] | None = None,
     var: Callable[..., Any] | None = None,
-) -> NetDenoiser | NetClassifier:
+) -> Wrapped:
     """The denoiser of a checkpoint, on the CPU; or its classifier of noisy data.
 
     Parts that are not tinydiff's own are passed as arguments.
@@ -173,6 +173,8 @@ def load_checkpoint(
         raise ValueError(f"{path} holds a network alone, not a denoiser: load_network reads it")
     given = dict(net=net, schedule=schedule, target=target, c_in=c_in, c_noise=c_noise, var=var)
     kind = NetDenoiser if "target" in description else NetClassifier
+    if "sigma_data" in description:
+        kind, given["sigma_data"] = ConsistencyDenoiser, None
     given = {k: part for k, part in given.items() if k in description}
     parts = {k: rebuild(description[k], k) if part is None else part for k, part in given.items()}
     _fill(path, parts["net"], tensors, own=net is not None)
@@ -216,7 +218,7 @@ def shipped(name: str) -> Path:
     return path
 
 
-def load_pretrained(name: str) -> NetDenoiser | NetClassifier:
+def load_pretrained(name: str) -> Wrapped:
     """A denoiser, or classifier of noisy data, that ships with the course, by name.
 
     Raises FileNotFoundError that lists what there is.

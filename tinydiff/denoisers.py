@@ -173,6 +173,9 @@ class NetClassifier:
         return lambda x, t: self.logits(x, t).log_softmax(1).gather(1, y[:, None])[:, 0]
 
 
+Wrapped = NetDenoiser | ConsistencyDenoiser | NetClassifier  # what `fit` trains and a checkpoint holds
+
+
 @dataclass(frozen=True, eq=False)
 class _FunctionDenoiser:
     fn: Callable[..., Prediction]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tinydiff.denoisers import NetClassifier, NetDenoiser
+from tinydiff.denoisers import Wrapped
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -70,7 +70,7 @@ class Hardware:
         first = self.accelerator.process_index if self.accelerator else 0
         return range(first, self.parts, self.processes)
 
-    def prepare(self, d: NetDenoiser | NetClassifier) -> NetDenoiser | NetClassifier:
+    def prepare(self, d: Wrapped) -> Wrapped:
         """The denoiser to train with: the same weights, behind what was asked for. The bare network stays in `d`."""
         if self == Hardware(accumulate=self.accumulate):
             return d
@@ -83,7 +83,7 @@ class Hardware:
             net = self.accelerator.prepare_model(net)
         return replace(d, net=_Run(net, self.precision, self.channels_last))
 
-    def alone(self, d: NetDenoiser | NetClassifier, last: bool) -> Any:
+    def alone(self, d: Wrapped, last: bool) -> Any:
         """While in it, gradients stay in this process; they are summed over all in the last micro-batch."""
         return self.accelerator.no_sync(d.net.net) if self.accelerator and not last else nullcontext()
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from tinydiff.checkpoints import describe_denoiser, read_checkpoint, save_checkpoint
-from tinydiff.denoisers import NetClassifier, NetDenoiser
+from tinydiff.denoisers import Wrapped
 from tinydiff.hardware import Hardware, within
 from tinydiff.losses import denoising_loss, stratified_times
 from tinydiff.progress import progress
@@ -38,7 +38,7 @@ class Step:
 
     number: int
     value: Tensor  # the loss, where it was computed
-    denoiser: NetDenoiser | NetClassifier
+    denoiser: Wrapped
 
     @property
     def loss(self) -> float:
@@ -121,7 +121,7 @@ def drop_captions(share: float = 0.1) -> Callable[[Batch], Batch]:
 
 
 def fit(
-    d: NetDenoiser | NetClassifier,
+    d: Wrapped,
     data: Tensor | Mapping[str, Tensor] | Dataset | DataLoader,
     *,
     steps: int,
@@ -282,7 +282,7 @@ def _save(path: Any, step: Step, run: dict, net: nn.Module, opt: torch.optim.Opt
     save_checkpoint(path, step.denoiser, {"recipe": dict(recipe or {}), "run": run, "step": step.number}, extra)
 
 
-def _restore(path: Any, run: dict, d: NetDenoiser | NetClassifier, opt: torch.optim.Optimizer, average: EMA) -> int:
+def _restore(path: Any, run: dict, d: Wrapped, opt: torch.optim.Optimizer, average: EMA) -> int:
     tensors, described, saved = read_checkpoint(path)
     if "run" not in saved:
         raise ValueError(f"{path} holds a denoiser only, not the state of a run of fit: it cannot be resumed")
