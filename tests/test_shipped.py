@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,14 @@ import torch
 import ship
 import tinydiff as td
 from tinydiff.checkpoints import DATA, read_checkpoint
-from tinydiff.recipes import RECIPES, fashion_autoencoder, fashion_classifier, shapes_autoencoder, shapes_classifier
+from tinydiff.recipes import (
+    RECIPES,
+    fashion_autoencoder,
+    fashion_classifier,
+    shapes_autoencoder,
+    shapes_classifier,
+    shapes_latent,
+)
 from tinydiff.recipes.base import restored
 
 ROOT = Path(__file__).parent.parent
@@ -60,17 +68,50 @@ def test_each_command_is_one_of_ours(path):
     assert description == json.loads(json.dumps(td.checkpoints.describe_denoiser(recipe.denoiser(settings))))
 
 
+def held_out(name):
+    """(x0, conditions) of data that the network has not seen."""
+    if name.startswith("shapes"):
+        preset = "shapes64-2t" if "64" in name else "shapes32-2"
+        of = td.datasets.shapes(preset, "test-iid", 64, conditions=("tokens",)).tensors()
+        return of["x0"], {"tokens": of["tokens"]}
+    test = td.datasets.load("fashion-mnist-10k", "test").first(64)
+    return test.x0, {"y": test.y}
+
+
 @pytest.mark.parametrize("path", DENOISERS, ids=lambda p: p.stem)
 def test_each_denoiser_knows_its_data(path):
     """Its error at half the noise is below that of the mean image by far: no weights were lost on the way."""
     d = td.load_pretrained(path.stem)
-    test = td.datasets.load("fashion-mnist-10k", "test").first(64)
-    g = torch.Generator().manual_seed(0)
-    c = d.schedule(0.5, like=test.x0)
-    x = c.alpha * test.x0 + c.sigma * torch.randn(test.x0.shape, generator=g)
+    x0, told = held_out(path.stem)
+    if d.codec is not None:
+        x0 = d.codec.encode(x0)
+        assert abs(x0.std() - 1) < 0.15 and abs(x0.mean()) < 0.15
+    c = d.schedule(0.5, like=x0)
+    x = c.alpha * x0 + c.sigma * torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        error = (d(x, 0.5, y=test.y).x0 - test.x0).square().mean()
-    assert error < 0.25 * (test.x0 - test.x0.mean(0)).square().mean()
+        error = (d(x, 0.5, **told).x0 - x0).square().mean()
+    assert error < 0.25 * (x0 - x0.mean(0)).square().mean()
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.stem.endswith("autoencoder")], ids=lambda p: p.stem)
+def test_each_first_stage_gives_back_what_it_is_given(path):
+    """PSNR within 1 decibel of what its card says."""
+    _, _, made = read_checkpoint(path)
+    codec = td.models.Codec(td.checkpoints.load_network(path))
+    x, _ = held_out(path.stem)
+    psnr = td.autoencoding.psnr(x, codec(codec.encode(x)).clamp(-1, 1)).mean().item()
+    assert psnr == pytest.approx(made["metrics"]["psnr"], abs=1)
+
+
+@pytest.mark.parametrize("path", [p for p in DENOISERS if p.stem.startswith("shapes")], ids=lambda p: p.stem)
+def test_captions_are_followed(path):
+    """Of 20, most by the judge; of captions of other pictures, hardly any."""
+    d, s = td.load_pretrained(path.stem), restored(shapes_latent.Settings, read_checkpoint(path)[2]["settings"])
+    of = shapes_classifier.asked(s.data, "test-iid", 40)
+    x = shapes_latent.generate(d, 20, replace(s, sampling_steps=10, device="cpu"), tokens=of["tokens"][:20])
+    mine, other = ({k: v[part] for k, v in of.items()} for part in (slice(0, 20), slice(20, 40)))
+    assert shapes_classifier.judged(x, mine, s.data)["exact"] >= 0.7
+    assert shapes_classifier.judged(x, other, s.data)["exact"] <= 0.2
 
 
 def test_the_judge_reads_fashion():
