@@ -87,9 +87,9 @@ def stage_row(kind: str, f: int) -> dict[str, Any]:
 # ---- with and without a discriminator ------------------------------------------------------------
 
 LOSSES = {  # what is added to the pixels' distance
-    "pixels": dict(features=False, discriminator=False),
-    "features": dict(discriminator=False),
     "discriminator": {},
+    "features": dict(discriminator=False),
+    "pixels": dict(features=False, discriminator=False),
 }
 
 
