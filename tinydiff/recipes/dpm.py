@@ -21,7 +21,7 @@ from tinydiff.entropy import entropy_bound, entropy_loss, null_bits
 from tinydiff.exact import GaussianMixture
 from tinydiff.models import RBF
 from tinydiff.samplers import ancestral, learned, sample
-from tinydiff.schedules import DiscreteVP
+from tinydiff.schedules import Schedule
 from tinydiff.training import Step, fit, warmup_cosine
 
 
@@ -64,7 +64,7 @@ def betas(s: Settings) -> Tensor:
     return start
 
 
-def exact(s: Settings, schedule: DiscreteVP) -> GaussianMixture:
+def exact(s: Settings, schedule: Schedule) -> GaussianMixture:
     """The law of the data in closed form: the roll as a row of Gaussians that lie a standard deviation apart.
 
     That is fine enough: the ripple of such a row is 2 e^(-2 pi^2), 5 in a billion."""
