@@ -16,6 +16,7 @@ import solutions_flow
 import solutions_images
 import solutions_improved
 import solutions_langevin
+import solutions_latent
 import solutions_likelihood
 import solutions_ncsn
 import solutions_score_matching
@@ -43,6 +44,7 @@ FILES = (
     solutions_cfg,
     solutions_dit,
     solutions_evaluation,
+    solutions_latent,
 )
 EXERCISES = {name: entry for file in FILES for name, entry in file.EXERCISES.items()}
 RIGHT = [(name, f) for name, (_, solutions, _) in EXERCISES.items() for f in solutions]

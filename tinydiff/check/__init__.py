@@ -21,6 +21,7 @@ from tinydiff.check.flow import adopt_lipman, points_velocity, sorted_pairs, vel
 from tinydiff.check.images import decoder_channels, group_norm, iou, noise_embedding, receptive_field
 from tinydiff.check.improved import discretised_log_prob, importance
 from tinydiff.check.langevin import decaying_steps, escape_time, langevin_accept, minibatch_score, preconditioned_step
+from tinydiff.check.latent import ask_words, critic_term, draw_latent, quantise, unit_latents
 from tinydiff.check.likelihood import euler_log_prob, linear_flow_log_prob, pixel_bits, trace_estimate
 from tinydiff.check.ncsn import fill_level, ladder, loss_floor, overlap_ratio
 from tinydiff.check.score_matching import energy_score, fit_gaussian, paired_loss, trace_std
