@@ -51,10 +51,10 @@ SCALES = {
 
 
 def denoiser(s: Settings) -> NetDenoiser:
-    codec = fashion_autoencoder.pretrained()
-    codec.autoencoder.to(s.device)
-    _, channels, side, _ = codec.shape(1, SIDE)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # a network that is rebuilt draws random weights first
+        codec = fashion_autoencoder.pretrained()
+        codec.autoencoder.to(s.device)
+        _, channels, side, _ = codec.shape(1, SIDE)
         torch.manual_seed(s.seed)
         shape = dict(in_channels=channels, size=side, patch=s.patch, width=s.width, depth=s.depth, heads=s.heads)
         net = DiT(**shape, classes=10, checkpoint=s.recompute)

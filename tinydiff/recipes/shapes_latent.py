@@ -84,10 +84,10 @@ def net(channels: int, side: int, s: Settings) -> WithText:
 
 
 def denoiser(s: Settings, codec: Codec | None = None) -> NetDenoiser:
-    codec = first_stage(s) if codec is None else codec
-    codec.autoencoder.to(s.device)
-    _, channels, side, _ = codec.shape(1, s.size)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # a network that is rebuilt draws random weights first
+        codec = first_stage(s) if codec is None else codec
+        codec.autoencoder.to(s.device)
+        _, channels, side, _ = codec.shape(1, s.size)
         torch.manual_seed(s.seed)
         return NetDenoiser(net(channels, side, s).to(s.device), Cosine(), targets.v, codec=codec)
 
