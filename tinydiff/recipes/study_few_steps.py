@@ -253,7 +253,8 @@ def main(methods: tuple[str, ...] = tuple(METHODS), name: str = NAME) -> None:
             continue
         found = row(method)
         results = load_results(name) if path.is_file() else made
-        save_results(name, results | {"rows": results["rows"] + [found]})
+        rows = results["rows"] + [found]
+        save_results(name, results | {"seconds": round(sum(sum(r["seconds"]) for r in rows), 1), "rows": rows})
         print(method, [round(v, 4) for v in found["quality"][0]], [round(v, 3) for v in found["errors"][0]], flush=True)
 
 

@@ -1,6 +1,6 @@
 """What a first stage keeps, and what it does for diffusion: a study over seeds for notebook 16.
 
-    python -m tinydiff.recipes.study_latent                     # about four hours of one core; resumes
+    python -m tinydiff.recipes.study_latent                     # about two and a half hours of one core; resumes
     python -m tinydiff.recipes.study_latent --parts factor      # one part only
 
 On captioned shapes of 32 pixels, but for `sharpness`, which is on Fashion-MNIST. Each part is a list of runs:
@@ -255,7 +255,8 @@ def main(parts: tuple[str, ...] = PARTS, name: str = NAME) -> None:
             row = dict(key=key) | make()
             row |= dict(seconds=round(time.process_time() - start, 1))
             results = load_results(name) if path.is_file() else made
-            save_results(name, results | {"rows": results["rows"] + [row]})
+            rows = results["rows"] + [row]
+            save_results(name, results | {"seconds": round(sum(r["seconds"] for r in rows), 1), "rows": rows})
             print(key, {k: v for k, v in row.items() if k in ("psnr", "fd", "exact", "sharpness")}, flush=True)
 
 
