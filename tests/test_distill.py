@@ -72,13 +72,18 @@ def test_the_loss_is_zero_for_the_student_that_is_asked_for_and_only_then():
 
 
 def test_the_last_step_goes_to_the_data():
-    """k / n - 1 / n is not exactly k - 1 / n: what is meant as 0 must be 0, where alpha is 1 and sigma 0."""
-    S, x0, eps = td.Cosine(), normal(8, 2), normal(8, 2, seed=1)
+    """k / n - 1 / n is not exactly k - 1 / n: what is meant as 0 must be 0, and not the t_min of a schedule that jumps.
+
+    Found: equal to 2e-7; through t_min it is off by 0.04.
+    """
+    S, x0, eps = td.VE(0.1, 10.0), normal(8, 2), normal(8, 2, seed=1)
     for n in (3, 7, 49):
-        t = torch.full((8,), 1 / n, dtype=torch.float32)
-        a = td.progressive_loss(mixture(S), n)(mixture(S), x0, t, eps=eps)
-        b = td.progressive_loss(mixture(S), n)(mixture(S), x0, t.double(), eps=eps)
-        assert torch.allclose(a, b, rtol=1e-3)
+        t = torch.full((8,), 1 / n, dtype=torch.float32)  # in float64 a little more than 1 / n, or less
+        x = x0 + S.sigma(t.double())[:, None] * eps
+        due = (td.progressive_target(mixture(S), x, t, 0.0) - mixture(S)(x, t).x0).square()
+        weight = distill.truncated_snr(S(t, like=x))
+        found = td.progressive_loss(mixture(S), n)(mixture(S), x0, t, eps=eps)
+        assert torch.allclose(found, (weight * due).mean(1), rtol=1e-4, atol=0)
 
 
 def test_weights():
@@ -131,7 +136,6 @@ def test_a_round_of_training_learns_its_target():
     S = td.Cosine()
     torch.manual_seed(0)
     data = mixture(S).sample(2000, torch.Generator().manual_seed(0)).float()
-    exact = td.GaussianMixture(MEANS.float(), torch.tensor([0.2, 0.3, 0.15]), [0.5, 0.3, 0.2], S)
     net = MLP(dim=2, width=64, depth=3)
     for step in td.fit(td.NetDenoiser(net, S, targets.v), data, steps=300, lr=3e-3, batch_size=256):  # noqa: B007
         pass
@@ -146,7 +150,6 @@ def test_a_round_of_training_learns_its_target():
         pass
     after = (td.final(td.ddim(student, x, td.grid(S, 2))) - due).square().mean().sqrt()
     assert after < 0.5 * before
-    assert exact(x, 1.0).x0.isfinite().all()
 
 
 def test_guidance_goes_into_one_network():
@@ -183,4 +186,3 @@ def test_the_rate_falls_to_zero():
 def test_bad_steps_are_named():
     with pytest.raises(ValueError, match="n must be at least 1 step; got 0"):
         td.progressive_loss(mixture(td.Cosine()), 0)
-    assert math.log2(64) == 6  # 64 steps to one are six rounds

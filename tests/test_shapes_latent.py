@@ -8,9 +8,10 @@ import torch
 
 import tinydiff as td
 from tinydiff import datasets, metrics, results
+from tinydiff.checkpoints import load_network, read_checkpoint
 from tinydiff.models import Codec, Identity, KLAutoencoder, calibrate
 from tinydiff.models.cost import macs
-from tinydiff.recipes import shapes_autoencoder, shapes_latent, study_latent
+from tinydiff.recipes import base, shapes_autoencoder, shapes_latent, study_latent
 from tinydiff.recipes import shapes_classifier as judge
 from tinydiff.training import drop_captions
 
@@ -126,6 +127,24 @@ def test_first_stages_run(size, kind, side):
     json.dumps(found)
 
 
+def test_main_writes_the_network_and_its_card(monkeypatch, tmp_path, capsys):
+    """Command, settings, hardware, versions and metrics are in the file; the network comes back out of it."""
+    few = replace(shapes_autoencoder.SCALES["laptop"][32], steps=2, batch_size=4, width=8, samples=8, pictures=20)
+    monkeypatch.setitem(shapes_autoencoder.SCALES["laptop"], 32, few)
+    monkeypatch.setattr(base, "DATA", tmp_path)
+    monkeypatch.setenv("TINYDIFF_SCALE", "laptop")
+    threads = torch.get_num_threads()
+    shapes_autoencoder.main(32)
+    torch.set_num_threads(threads)
+    path = tmp_path / "shapes32-autoencoder.safetensors"
+    _, _, made = read_checkpoint(path)
+    assert made["command"] == "TINYDIFF_SCALE=laptop python -m tinydiff.recipes.shapes_autoencoder 32"
+    assert made["settings"]["steps"] == 2 and {"hardware", "versions", "seconds"} <= made.keys()
+    assert json.loads(capsys.readouterr().out) == made["metrics"]
+    x = torch.zeros(1, 3, 32, 32)
+    assert load_network(path).encode(x).shape == (1, 4, 8, 8)
+
+
 def test_there_are_two_sizes():
     with pytest.raises(ValueError, match="size must be one of 32, 64; got 16"):
         shapes_autoencoder.main(16)
@@ -163,7 +182,7 @@ def test_bad_pictures_are_far():
 
 def test_all_have_the_same_arithmetic(monkeypatch, codec):
     """Steps times multiply-accumulates are equal to within one step."""
-    monkeypatch.setattr(study_latent, "stage", lambda f, kind="kl": (stages[f], 0.0))
+    monkeypatch.setattr(study_latent, "stage", lambda f, kind="kl": stages[f])
     stages = {f: Codec(KLAutoencoder(3, 4, 8, (1,) * (1 + f.bit_length() - 1))) for f in (2, 4, 8)}
     stages[1] = Codec(Identity(3))
     s, spent = study_latent.settings(), {}  # steps times arithmetic
@@ -179,7 +198,7 @@ def test_all_have_the_same_arithmetic(monkeypatch, codec):
 def test_other_scales_decode_to_the_same_pictures(monkeypatch, codec):
     x = torch.rand(10, 3, 32, 32)
     z = codec.encode(x)
-    monkeypatch.setattr(study_latent, "stage", lambda f, kind="kl": (codec, 0.0))
+    monkeypatch.setattr(study_latent, "stage", lambda f, kind="kl": codec)
     monkeypatch.setattr(study_latent, "latents", lambda f: {"x0": z, "tokens": TOKENS})
     for std in (5.0, 0.2, study_latent.RAW):
         other, data = study_latent.rescaled(4, std)

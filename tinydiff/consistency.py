@@ -240,20 +240,19 @@ def tangent(
     """(F, g) at x = cos(a) x0 + sin(a) eps: the network's output, with its gradient, and the tangent g without."""
     c = d.schedule(t, like=x0)
     cos, sin, x = c.alpha, c.sigma, c.alpha * x0 + c.sigma * eps
-    with torch.no_grad():
-        if teacher is not None:
+    if teacher is not None:
+        with torch.no_grad():
             p = teacher(x, t, **cond)
-            x0, eps = p.x0, p.eps
-        dx = cos * eps - sin * x0
+        x0, eps = p.x0, p.eps
+    dx = cos * eps - sin * x0  # dx/da
 
-        def output(x: Tensor, t: Tensor) -> Tensor:
-            return d.output(x, d.schedule(t, like=x), **cond)[0]
+    def output(x: Tensor, t: Tensor) -> Tensor:
+        return d.output(x, d.schedule(t, like=x), **cond)[0]
 
-        speed = 2 / math.pi * torch.ones_like(c.t)  # dt/da
-        along = (cos * sin * dx, (cos * sin).reshape(-1) * speed)
-        out, dout = torch.func.jvp(output, (x, c.t.clone()), along)  # cos sin dF/da
-        g = -(cos**2) * (out - dx) - r * (cos * sin * x + dout)
-    return d.output(x, c, **cond)[0], g
+    dt = 2 / math.pi * torch.ones_like(c.t)  # dt/da
+    out, dout = torch.func.jvp(output, (x, c.t.clone()), (cos * sin * dx, (cos * sin).reshape(-1) * dt))
+    g = -(cos**2) * (out - dx) - r * (cos * sin * x + dout)  # dout is cos sin dF/da
+    return out, g.detach()
 
 
 # ---- editing without training --------------------------------------------------------------------

@@ -94,25 +94,22 @@ def drop_labels(classes: int, share: float = 0.1) -> Callable[[Batch], Batch]:
     So one network learns to answer with and without a class (Ho and Salimans 2022, algorithm 1).
     Raises ValueError unless share lies in [0, 1].
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"share must lie in [0, 1]; got {share}")
-
-    def drop(batch: Batch) -> Batch:
-        y = batch["y"]
-        return batch | {"y": torch.where(torch.rand(y.shape, device=y.device) < share, classes, y)}
-
-    return drop
+    return _drop("y", classes, share)
 
 
 def drop_captions(share: float = 0.1) -> Callable[[Batch], Batch]:
-    """The same for captions: tokens become padding alone, which is the null caption. Raises ValueError likewise."""
+    """The same for captions: tokens become padding alone, which is the null caption."""
+    return _drop("tokens", 0, share)
+
+
+def _drop(name: str, null: int, share: float) -> Callable[[Batch], Batch]:
     if not 0 <= share <= 1:
         raise ValueError(f"share must lie in [0, 1]; got {share}")
 
     def drop(batch: Batch) -> Batch:
-        tokens = batch["tokens"]
-        kept = torch.rand(len(tokens), 1, device=tokens.device) >= share
-        return batch | {"tokens": tokens * kept}
+        value = batch[name]
+        gone = torch.rand(len(value), device=value.device) < share
+        return batch | {name: torch.where(gone.view(-1, *[1] * (value.ndim - 1)), null, value)}
 
     return drop
 

@@ -1,12 +1,18 @@
 """What recipes at full size share: the settings of a run, and how they become `fit`'s."""
 
-from dataclasses import dataclass, fields
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from tinydiff.checkpoints import DATA, save_network
 from tinydiff.hardware import Hardware
-from tinydiff.results import cpu_model
+from tinydiff.notebook import scale
+from tinydiff.results import cpu_model, provenance
 
 GPU = torch.cuda.is_available()
 
@@ -64,3 +70,28 @@ def command(name: str, scale: str, s: Any, default: Any) -> str:
             else:
                 parts += [option, *map(str, value if isinstance(value, tuple | list) else [value])]
     return " ".join(parts)
+
+
+def train_and_ship(
+    name: str,
+    module: str,
+    s: Any,
+    train: Callable[[Any], Any],
+    network: Callable[[Any], nn.Module],
+    evaluate: Callable[[Any, Any], dict[str, Any]],
+    extra: Callable[[nn.Module], dict[str, Tensor]] = lambda net: {},
+) -> None:
+    """The `main` of a recipe whose network is no denoiser: trains by s and writes it where it ships, with its card.
+
+    module: of the recipe, and its arguments, for the card's command. network: of what `train` gave. extra: more tensors
+    for the file.
+    """
+    start = time.perf_counter()
+    torch.set_num_threads(s.threads)
+    trained = train(s)
+    made = provenance(f"TINYDIFF_SCALE={scale()} python -m tinydiff.recipes.{module}")
+    made |= {"settings": asdict(s), "hardware": describe_hardware(s.device, s.threads)}
+    made |= {"seconds": round(time.perf_counter() - start), "metrics": evaluate(trained, s)}
+    net = network(trained).cpu()
+    save_network(DATA / f"{name}.safetensors", net, made, extra(net))
+    print(json.dumps(made["metrics"], indent=2))

@@ -6,7 +6,6 @@ Trains by `autoencoding.fit_autoencoder`, with the features of the shipped class
 late, measures scale and shift, and writes the weights where they ship.
 """
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinydiff import autoencoding, datasets, metrics
-from tinydiff.checkpoints import DATA, load_network, save_network, shipped
+from tinydiff.checkpoints import load_network, shipped
 from tinydiff.models import Codec, KLAutoencoder, PatchDiscriminator, VQAutoencoder, calibrate
 from tinydiff.models.autoencoder import Autoencoder, codebook_use
+from tinydiff.notebook import scale
 from tinydiff.progress import progress
 from tinydiff.recipes import fashion_classifier as judge
-from tinydiff.recipes.base import GPU
+from tinydiff.recipes.base import GPU, train_and_ship
 from tinydiff.training import warmup_cosine
 
 NAME = "fashion-autoencoder"
@@ -88,17 +88,24 @@ def train(
 
 @torch.no_grad()
 def evaluate(codec: Codec, s: Settings) -> dict[str, int | float]:
-    """Of test images and their reconstructions: PSNR in decibels, the Fréchet distance of each to the 60,000 training
-    images, accuracy of the judge on each, and sharpness of the second over that of the first."""
+    """Of test images and their reconstructions: the Fréchet distance of each to the 60,000 training images, accuracy of
+    the judge on each, and what `compared` says."""
     test = datasets.load("fashion-mnist-10k", "test").first(s.samples).to(s.device)
     x, z = test.x0, codec.encode(test.x0)
     back = codec.decode(z).clamp(-1, 1)
-    found: dict[str, int | float] = {"n": len(x), "psnr": autoencoding.psnr(x, back).mean().item()}
+    found: dict[str, int | float] = {"n": len(x)}
     for name, images in (("", back), ("_floor", x)):
         f = judge.features(images.cpu())
         read = judge.judge().last(F.silu(f)).argmax(1)
         found["fd" + name] = metrics.frechet_distance(f, judge.reference())
         found["accuracy" + name] = (read == test.y.cpu()).double().mean().item()
+    return found | compared(codec, x, back, z)
+
+
+def compared(codec: Codec, x: Tensor, back: Tensor, z: Tensor) -> dict[str, int | float]:
+    """Of images, their reconstructions and their latents: PSNR, sharpness of the second over that of the first, mean
+    and standard deviation of the latents, and with a codebook which share of it is used, and how evenly."""
+    found: dict[str, int | float] = {"psnr": autoencoding.psnr(x, back).mean().item()}
     found["sharpness"] = (autoencoding.sharpness(back).mean() / autoencoding.sharpness(x).mean()).item()
     found |= {"latent_mean": z.mean().item(), "latent_std": z.std().item()}
     if isinstance(codec.autoencoder, VQAutoencoder):
@@ -121,21 +128,7 @@ def pretrained() -> Codec:
 
 def main() -> None:
     """Trains the first stage at the chosen scale and writes it where it ships."""
-    import json
-    import time
-
-    from tinydiff.notebook import scale
-    from tinydiff.recipes.base import describe_hardware
-    from tinydiff.results import provenance
-
-    s, start = SCALES[scale()], time.perf_counter()
-    torch.set_num_threads(s.threads)
-    codec = train(s)
-    made = provenance(f"TINYDIFF_SCALE={scale()} python -m tinydiff.recipes.fashion_autoencoder")
-    made |= {"settings": dataclasses.asdict(s), "hardware": describe_hardware(s.device, s.threads)}
-    made |= {"seconds": round(time.perf_counter() - start), "metrics": evaluate(codec, s)}
-    save_network(DATA / f"{NAME}.safetensors", codec.autoencoder.cpu(), made)
-    print(json.dumps(made["metrics"], indent=2))
+    train_and_ship(NAME, "fashion_autoencoder", SCALES[scale()], train, lambda codec: codec.autoencoder, evaluate)
 
 
 if __name__ == "__main__":

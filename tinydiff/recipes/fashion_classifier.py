@@ -15,8 +15,9 @@ from torch import Tensor
 from tinydiff import datasets, metrics
 from tinydiff.checkpoints import load_network, read_checkpoint, shipped
 from tinydiff.models import ConvClassifier
+from tinydiff.notebook import scale
 from tinydiff.progress import progress
-from tinydiff.recipes.base import GPU
+from tinydiff.recipes.base import GPU, train_and_ship
 from tinydiff.training import warmup_cosine
 
 NAME = "fashion-classifier"
@@ -136,27 +137,20 @@ def judged(x: Tensor, y: Tensor | None = None, test: datasets.Images | None = No
     return said
 
 
+def evaluate(net: ConvClassifier, s: Settings) -> dict[str, float]:
+    """Accuracy on all 10,000 test images."""
+    return {"test_accuracy": accuracy(net.cpu(), datasets.load("fashion-mnist", "test"))}
+
+
+def moments(net: ConvClassifier) -> dict[str, Tensor]:
+    """What `reference` reads, by name."""
+    f = torch.cat([features(x, net) for x, _ in progress(batches(datasets.load("fashion-mnist")), total=120)])
+    return {f"reference.{k}": t for k, t in metrics.Moments.of(f).tensors().items()}
+
+
 def main() -> None:
     """Trains the judge at the chosen scale and writes it, with the moments of its features, where it ships."""
-    import dataclasses
-    import time
-
-    from tinydiff.checkpoints import DATA, save_network
-    from tinydiff.notebook import scale
-    from tinydiff.recipes.base import describe_hardware
-    from tinydiff.results import provenance
-
-    s, start = SCALES[scale()], time.perf_counter()
-    torch.set_num_threads(s.threads)
-    net = train(s).cpu()
-    made = provenance(f"TINYDIFF_SCALE={scale()} python -m tinydiff.recipes.fashion_classifier")
-    made |= {"settings": dataclasses.asdict(s), "hardware": describe_hardware(s.device, s.threads)}
-    made |= {"seconds": round(time.perf_counter() - start)}
-    made |= {"metrics": {"test_accuracy": accuracy(net, datasets.load("fashion-mnist", "test"))}}
-    f = torch.cat([features(x, net) for x, _ in progress(batches(datasets.load("fashion-mnist")), total=120)])
-    moments = {f"reference.{k}": t for k, t in metrics.Moments.of(f).tensors().items()}
-    save_network(DATA / f"{NAME}.safetensors", net, made, moments)
-    print(made["metrics"])
+    train_and_ship(NAME, "fashion_classifier", SCALES[scale()], train, lambda net: net, evaluate, moments)
 
 
 if __name__ == "__main__":

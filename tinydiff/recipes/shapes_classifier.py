@@ -7,7 +7,6 @@ reads what a generator makes. The oracle (`datasets.oracle`), which learned noth
 disagree on samples more than on real pictures, neither should be trusted.
 """
 
-import dataclasses
 import functools
 from dataclasses import dataclass
 
@@ -16,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinydiff import datasets, metrics
-from tinydiff.checkpoints import DATA, load_network, read_checkpoint, save_network, shipped
+from tinydiff.checkpoints import load_network, read_checkpoint, shipped
 from tinydiff.models import SceneClassifier
+from tinydiff.notebook import scale
 from tinydiff.progress import progress
-from tinydiff.recipes.base import GPU
+from tinydiff.recipes.base import GPU, train_and_ship
 from tinydiff.training import warmup_cosine
 
 NAME = "shapes-classifier"
@@ -176,22 +176,8 @@ def judged(x: Tensor, of: dict[str, Tensor], preset: str = "shapes32-2", oracle:
 
 
 def main() -> None:
-    """Trains the classifier at the chosen scale and writes it where it ships."""
-    import json
-    import time
-
-    from tinydiff.notebook import scale
-    from tinydiff.recipes.base import describe_hardware
-    from tinydiff.results import provenance
-
-    s, start = SCALES[scale()], time.perf_counter()
-    torch.set_num_threads(s.threads)
-    net = train(s)
-    made = provenance(f"TINYDIFF_SCALE={scale()} python -m tinydiff.recipes.shapes_classifier")
-    made |= {"settings": dataclasses.asdict(s), "hardware": describe_hardware(s.device, s.threads)}
-    made |= {"seconds": round(time.perf_counter() - start), "metrics": evaluate(net, s)}
-    save_network(DATA / f"{NAME}.safetensors", net.cpu(), made, moments(net))
-    print(json.dumps(made["metrics"], indent=2))
+    """Trains the classifier at the chosen scale and writes it, with moments of real pictures, where it ships."""
+    train_and_ship(NAME, "shapes_classifier", SCALES[scale()], train, lambda net: net, evaluate, moments)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """From many steps to one on the swiss roll, against the truth: a study over seeds for notebooks 23 and 24.
 
-    python -m tinydiff.recipes.study_few_steps                   # about an hour of one core; resumes
+    python -m tinydiff.recipes.study_few_steps                   # has not been timed yet; resumes
     python -m tinydiff.recipes.study_few_steps --methods CD CT   # some methods only
 
 The law of the roll is known in closed form, so its ODE is known too: where a path that starts at (x, t) begins is

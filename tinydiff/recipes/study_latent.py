@@ -42,7 +42,6 @@ NAME = "16_latent"
 RUNS = Path("runs/study_latent")
 SEEDS = (0, 1, 2)
 PARTS = ("stages", "sharpness", "text", "fashion", "factor", "scaling")
-FACTORS = (1, 2, 4, 8)
 MULTS = {2: (1, 2), 4: (1, 2, 2), 8: (1, 2, 2, 2)}  # of first stages; that of 4 is the shipped one's
 STEPS, BATCH = 1000, 32  # of diffusion at f = 4; others as many as cost the same
 IMAGES, TEXT_IMAGES = 500, 300  # of a seed
@@ -57,18 +56,17 @@ def stage_settings(f: int, kind: str = "kl") -> shapes_autoencoder.Settings:
 
 
 @cache
-def stage(f: int, kind: str = "kl") -> tuple[Codec, float]:
-    """A first stage, trained if it is not there yet, and the CPU seconds that its training took."""
-    start = time.process_time()
+def stage(f: int, kind: str = "kl") -> Codec:
+    """A first stage, trained if it is not there yet."""
     if f == 1:
-        return calibrate(Identity(3), pictures()["x0"][:2000].float() / 127.5 - 1), 0.0
+        return calibrate(Identity(3), pictures()["x0"][:2000].float() / 127.5 - 1)
     if (f, kind) == (4, "kl"):
-        return shapes_autoencoder.pretrained(32), 0.0
+        return shapes_autoencoder.pretrained(32)
     path = RUNS / f"{kind}-f{f}.safetensors"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         save_network(path, shapes_autoencoder.train(stage_settings(f, kind)).autoencoder, {})
-    return Codec(load_network(path)), time.process_time() - start
+    return Codec(load_network(path))
 
 
 def stages() -> Iterator[tuple[list, Any]]:
@@ -78,9 +76,9 @@ def stages() -> Iterator[tuple[list, Any]]:
 
 
 def stage_row(kind: str, f: int) -> dict[str, Any]:
-    codec, seconds = stage(f, kind)
+    codec = stage(f, kind)
     _, c, side, _ = codec.shape(1, 32)
-    size = dict(parameters=parameters(codec.autoencoder), numbers=c * side * side, training_seconds=round(seconds))
+    size = dict(parameters=parameters(codec.autoencoder), numbers=c * side * side)
     return size | {k: [v] for k, v in shapes_autoencoder.evaluate(codec, stage_settings(f, kind)).items()}
 
 
@@ -122,7 +120,7 @@ def pictures() -> dict[str, Tensor]:
 
 @cache
 def latents(f: int) -> dict[str, Tensor]:
-    return shapes_autoencoder.encoded(stage(f)[0], pictures())
+    return shapes_autoencoder.encoded(stage(f), pictures())
 
 
 def cost(d: td.NetDenoiser, s: shapes_latent.Settings) -> int:
@@ -134,8 +132,8 @@ def cost(d: td.NetDenoiser, s: shapes_latent.Settings) -> int:
 def steps_for(f: int) -> int:
     """As many steps as cost what STEPS cost at f = 4: the first stage's training and encoding are not counted."""
     s = settings()
-    whole = STEPS * cost(shapes_latent.denoiser(s, stage(4)[0]), s)
-    return round(whole / cost(shapes_latent.denoiser(s, stage(f)[0]), s))
+    whole = STEPS * cost(shapes_latent.denoiser(s, stage(4)), s)
+    return round(whole / cost(shapes_latent.denoiser(s, stage(f)), s))
 
 
 def diffusion_row(f: int, std: float) -> dict[str, Any]:
@@ -159,7 +157,7 @@ def diffusion_row(f: int, std: float) -> dict[str, Any]:
 
 def rescaled(f: int, std: float) -> tuple[Codec, dict[str, Tensor]]:
     """The first stage whose latents have this standard deviation, and the latents."""
-    a, data = copy.deepcopy(stage(f)[0].autoencoder), latents(f)
+    a, data = copy.deepcopy(stage(f).autoencoder), latents(f)
     x0 = data["x0"] * std if std != RAW else data["x0"] / a.scale + a.shift
     if std != RAW:
         a.scale.mul_(std)
@@ -169,11 +167,9 @@ def rescaled(f: int, std: float) -> tuple[Codec, dict[str, Tensor]]:
     return Codec(a), data | {"x0": x0}
 
 
-def plain(
-    d: td.NetDenoiser, s: shapes_latent.Settings, seed: int, w: float | int = 1, split: str = "test-iid"
-) -> Tensor:
-    """IMAGES pictures for the captions of a split, by plain conditional sampling."""
-    tokens, parts = judge.asked(s.data, split, IMAGES)["tokens"], []
+def plain(d: td.NetDenoiser, s: shapes_latent.Settings, seed: int) -> Tensor:
+    """IMAGES pictures for the captions of "test-iid", by plain conditional sampling."""
+    tokens, parts = judge.asked(s.data, "test-iid", IMAGES)["tokens"], []
     for i, part in enumerate(tokens.split(250)):
         options = dict(n=SAMPLING, sampler=dpmpp_2m, seed=1000 * seed + i, decode=d.codec)
         parts.append(sample(bind(d, tokens=part), d.codec.shape(len(part), s.size), **options).clamp(-1, 1))
@@ -217,7 +213,7 @@ def fashion() -> Iterator[tuple[list, Any]]:
 
 
 def fashion_row(w: float) -> dict[str, Any]:
-    """500 images of even classes for each seed: those of notebook 13's study, whose pixel model this compares with."""
+    """500 images of even classes for each seed, judged as notebook 13's study judges its pixel model."""
     d, y, said = td.load_pretrained("fashion-latent"), study_cfg.labels(), []
     for seed in SEEDS:
         start = time.process_time()
