@@ -69,6 +69,14 @@ def test_it_trains_and_draws(codec):
     assert torch.equal(x, same)
 
 
+def test_each_batch_is_asked_its_own_captions(codec, monkeypatch):
+    seen, guided = [], shapes_latent.guided
+    monkeypatch.setattr(shapes_latent, "guided", lambda d, tokens, w: seen.append(tokens) or guided(d, tokens, w))
+    tokens = judge.asked("shapes32-2", "test-iid", 6)["tokens"]
+    shapes_latent.generate(shapes_latent.denoiser(small(), codec), 6, small(), batch=4, tokens=tokens)
+    assert [len(part) for part in seen] == [4, 2] and torch.equal(torch.cat(seen), tokens)
+
+
 def test_guidance_lies_between_the_caption_and_none(codec):
     d = shapes_latent.denoiser(small(), codec)
     for p in d.net.parameters():  # the last layers start at zero
