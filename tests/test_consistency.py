@@ -126,6 +126,14 @@ def test_levels_of_improved_training():
 # ---- pairs ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("schedule", [S, td.Cosine()], ids=repr)
+def test_no_number_of_levels_goes_past_the_last_by_a_rounding(schedule):
+    t = torch.tensor([0.5, 1.0])
+    for n in (*range(2, 160), 161, 321, 641, 1281):
+        later, earlier = consistency.neighbours(n)(schedule, t, 0.0)
+        assert (later <= schedule.t_max).all() and (earlier >= schedule.t_min).all(), n
+
+
 @pytest.mark.parametrize("n", [2, 18, 151])
 def test_neighbours_are_two_of_karras_levels(n):
     levels = td.grid(S, n)[:-1].flip(0)  # from sigma_min up

@@ -72,7 +72,7 @@ def neighbours(levels: int | Callable[[float], int]) -> Pairs:
         n = levels(done) if callable(levels) else levels
         start, width = schedule.t_min, (schedule.t_max - schedule.t_min) / (n - 1)
         i = ((widest(t) - start) / width - 1e-9).ceil().clamp(1, n - 1)
-        return start + i * width, start + (i - 1) * width
+        return (start + i * width).clamp(max=schedule.t_max), start + (i - 1) * width  # a rounding may overshoot
 
     return pairs
 
