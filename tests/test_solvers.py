@@ -396,3 +396,21 @@ def test_all_schedules_are_one_ode_in_the_coordinates_of_edm():
 
 def test_every_schedule_is_covered_here():
     assert set(MOST) <= set(EVERY)
+
+
+@pytest.mark.parametrize("S", [td.EDM(), td.Cosine()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_no_call_of_a_consistency_function_is_wasted_at_the_end(S, n):
+    """Even in t, and each of the n levels is far from that of the data; of EDM()'s own two, the second is t_min."""
+    seen = []
+
+    def watch(x, t):
+        seen.append(float(t[0]))
+        return mixture(S)(x, t)
+
+    td.sample(td.denoiser(watch, S), (4, 2), n=n, sampler=td.consistency_multistep, seed=0)
+    assert seen == pytest.approx([S.t_max - (S.t_max - S.t_min) * i / n for i in range(n)], abs=1e-4)
+    assert td.grid(td.EDM(), 2)[1] == td.EDM().t_min
+    seen.clear()
+    td.sample(td.denoiser(watch, S), (4, 2), n=n, sampler=td.ddim, seed=0)
+    assert seen == td.grid(S, n)[:-1].tolist()

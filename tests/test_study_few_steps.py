@@ -16,7 +16,7 @@ def small(monkeypatch):
     monkeypatch.setattr(study, "STEPS", dict.fromkeys(study.STEPS, 3))
     for name, value in dict(TEACHER_STEPS=5, POINTS=200, SAMPLES=50, LEVELS=(0.5, 5.0), SEEDS=(0,)).items():
         monkeypatch.setattr(study, name, value)
-    caches = (study.cosine_teacher, study.trig_teacher, study.edm_teacher)
+    caches = (*study.TEACHERS, study.trained)
     for cache in caches:
         cache.cache_clear()
     yield
@@ -26,7 +26,7 @@ def small(monkeypatch):
 
 @pytest.mark.parametrize("name", study.METHODS)
 def test_each_method_is_asked_as_often_as_it_says(small, name):
-    trained = study.METHODS[name](0)
+    trained = study.trained(name, 0)
     assert tuple(trained.by_calls) == study.CALLS and trained.passes > 0
     for calls, (d, sampler) in trained.by_calls.items():
         d = counted(d)
@@ -34,6 +34,7 @@ def test_each_method_is_asked_as_often_as_it_says(small, name):
         assert d.rows == 7 * calls and x.shape == (7, 2) and x.isfinite().all()
     found = study.row(name)
     assert len(found["quality"][0]) == 4 and len(found["errors"][0]) == 2 and found["passes"] == trained.passes
+    assert trained.seconds > 0 and found["seconds"] == [round(trained.seconds, 1)]
 
 
 def test_teachers_stay_as_they_are(small):

@@ -86,6 +86,7 @@ from tinydiff.schedules import (
     Schedule,
     Shifted,
     SubVP,
+    before_end,
     cosine_betas,
     grid,
     karras,

@@ -22,11 +22,11 @@ from typing import Any
 import torch
 
 from tinydiff.progress import progress
-from tinydiff.recipes import systems, systems_guidance, systems_images, systems_latent, systems_ode
+from tinydiff.recipes import systems, systems_few, systems_guidance, systems_images, systems_latent, systems_ode
 from tinydiff.recipes.systems import System, distance
 from tinydiff.results import load_results, provenance, save_results
 
-MODULES = (systems, systems_ode, systems_images, systems_guidance, systems_latent)
+MODULES = (systems, systems_ode, systems_images, systems_guidance, systems_latent, systems_few)
 SYSTEMS = sorted((system for module in MODULES for system in module.SYSTEMS), key=lambda system: system.notebook)
 SEEDS = (0, 1, 2)
 README = Path(__file__).resolve().parents[2] / "README.md"

@@ -15,8 +15,11 @@ function of (x, t) that is asked once, twice, four and eight times:
     ECT                   easy consistency tuning of the EDM teacher
     sCD, sCT              the continuous limit on TrigFlow, from the teacher and from its weights
 
+and PD again with other weights (SNR + 1; SNR, the even weight on eps) and with a teacher and students that predict eps.
+
 A row holds for each seed the sliced Wasserstein distance of 2,000 samples at 1, 2, 4 and 8 calls, and its floor; the
-root mean square distance to the truth by level; and the batches that training saw, in forward passes of one batch.
+root mean square distance to the truth by level; CPU seconds of training; and the batches that training saw, in forward
+passes of one batch. Seconds and passes are of all that a method needs, its teacher too.
 Results in data/results/23_few_steps.json, written after every method.
 """
 
@@ -24,7 +27,7 @@ import functools
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,13 +35,14 @@ from torch import Tensor
 
 from tinydiff import consistency, datasets, distill, metrics, targets
 from tinydiff.denoisers import ConsistencyDenoiser, Denoiser, NetDenoiser, c_in_edm, c_noise_edm
-from tinydiff.losses import lognormal_times, step_times, uniform_times
+from tinydiff.losses import lognormal_times, snr, step_times, uniform_times
 from tinydiff.models import MLP
 from tinydiff.ode import flow_map
 from tinydiff.recipes import study_solvers, swiss_roll
 from tinydiff.results import FOLDER, load_results, provenance, save_results
 from tinydiff.samplers import consistency_multistep, ddim, dpmpp_2m, sample
-from tinydiff.schedules import EDM, Coefs, Cosine, Schedule
+from tinydiff.schedules import EDM, Coefs, Cosine, Schedule, Times
+from tinydiff.targets import Prediction, Target
 from tinydiff.training import fit, warmup_cosine
 
 NAME = "23_few_steps"
@@ -86,8 +90,8 @@ def options(seed: int, steps: int, lr: float, **more: Any) -> dict[str, Any]:
 
 
 @functools.cache
-def cosine_teacher(seed: int) -> NetDenoiser:
-    return last(fit(NetDenoiser(net(seed), Cosine(), targets.v), roll(seed), **options(seed, TEACHER_STEPS, 2e-3)))
+def cosine_teacher(seed: int, target: Target = targets.v) -> NetDenoiser:
+    return last(fit(NetDenoiser(net(seed), Cosine(), target), roll(seed), **options(seed, TEACHER_STEPS, 2e-3)))
 
 
 @functools.cache
@@ -102,15 +106,22 @@ def edm_teacher(seed: int) -> NetDenoiser:
     return last(fit(d, roll(seed), **options(seed, TEACHER_STEPS, 2e-3, times=lognormal_times(EDM()))))
 
 
+TEACHERS = (cosine_teacher, trig_teacher, edm_teacher)
+
 # ---- methods: seed -> {calls: function}, and what training cost ----------------------------------
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a method gives: for each number of calls a denoiser and the sampler that asks it, and forward passes."""
+    """What a method gives: for each number of calls a denoiser and its sampler; and what that cost."""
 
     by_calls: dict[int, tuple[Denoiser, Callable]]
     passes: int
+    seconds: float = 0.0
+
+    def __call__(self, calls: int, x: Tensor, t: Times) -> Prediction:
+        """What is asked, for so many calls."""
+        return self.by_calls[calls][0](x, t)
 
 
 def all_calls(d: Denoiser, passes: int, sampler: Callable = consistency_multistep) -> Trained:
@@ -123,13 +134,15 @@ def function(d: NetDenoiser) -> ConsistencyDenoiser:
     return ConsistencyDenoiser(start.net, EDM(), 1.0)
 
 
-def pd(seed: int, first: int = 64) -> Trained:
+def pd(
+    seed: int, weight: distill.Weight = distill.truncated_snr, target: Target = targets.v, first: int = 64
+) -> Trained:
     steps = STEPS["PD"]
-    teacher, students, n, passes = cosine_teacher(seed), {}, first // 2, 0
+    teacher, students, n, passes = cosine_teacher(seed, target), {}, first // 2, TEACHER_STEPS
     while n >= 1:
         student = distill.student_of(teacher)
         given = options(seed, steps, 1e-3, times=step_times(n), lr_schedule=distill.to_zero)
-        for _ in fit(student, roll(seed), loss=distill.progressive_loss(teacher, n), **given):
+        for _ in fit(student, roll(seed), loss=distill.progressive_loss(teacher, n, weight), **given):
             pass
         teacher, students[n], passes = student, student, passes + 3 * steps
         n //= 2
@@ -140,7 +153,7 @@ def cd(seed: int, levels: int = 18) -> Trained:
     steps = STEPS["CD"]
     loss = consistency.consistency_loss(consistency.neighbours(levels), teacher=edm_teacher(seed))
     f = last(fit(function(edm_teacher(seed)), roll(seed), loss=loss, **options(seed, steps, 1e-3, times=uniform_times)))
-    return all_calls(f, 4 * steps)
+    return all_calls(f, TEACHER_STEPS + 4 * steps)
 
 
 def ct(seed: int) -> Trained:
@@ -166,14 +179,16 @@ def ect(seed: int) -> Trained:
     )
     times = lognormal_times(EDM(), -1.1, 2.0)
     f = last(fit(function(edm_teacher(seed)), roll(seed), loss=loss, **options(seed, steps, 1e-3, times=times)))
-    return all_calls(f, 2 * steps)
+    return all_calls(f, TEACHER_STEPS + 2 * steps)
 
 
 def scm(seed: int, taught: bool) -> Trained:
     steps, teacher = STEPS["sCM"], trig_teacher(seed)
     loss = consistency.tangent_loss(teacher if taught else None)
     given = options(seed, steps, 5e-4, times=lognormal_times(Cosine(), -1.0, 1.4))
-    return all_calls(last(fit(distill.student_of(teacher), roll(seed), loss=loss, **given)), (3 + taught) * steps)
+    return all_calls(
+        last(fit(distill.student_of(teacher), roll(seed), loss=loss, **given)), TEACHER_STEPS + (3 + taught) * steps
+    )
 
 
 METHODS: dict[str, Callable[[int], Trained]] = {
@@ -186,7 +201,20 @@ METHODS: dict[str, Callable[[int], Trained]] = {
     "ECT": ect,
     "sCD": lambda seed: scm(seed, True),
     "sCT": lambda seed: scm(seed, False),
+    "PD, SNR + 1": lambda seed: pd(seed, distill.snr_plus_one),
+    "PD, SNR": lambda seed: pd(seed, snr),
+    "PD, eps": lambda seed: pd(seed, target=targets.eps),
 }
+
+
+@functools.cache
+def trained(name: str, seed: int) -> Trained:
+    """By the method of that name, its teacher trained anew, so that the seconds are of both."""
+    for teacher in TEACHERS:
+        teacher.cache_clear()
+    start = time.process_time()
+    found = METHODS[name](seed)
+    return replace(found, seconds=time.process_time() - start)
 
 
 # ---- the truth -----------------------------------------------------------------------------------
@@ -230,12 +258,10 @@ def floor(draws: int = 9) -> list[float]:
 def row(name: str) -> dict[str, Any]:
     said = []
     for seed in SEEDS:
-        start = time.process_time()
-        trained = METHODS[name](seed)
-        seconds = time.process_time() - start
-        once = trained.by_calls[1][0]
-        said.append(dict(quality=list(quality(trained, seed).values()), errors=errors(once), seconds=round(seconds, 1)))
-    return dict(method=name, calls=CALLS, levels=LEVELS, passes=trained.passes) | {
+        found = trained(name, seed)
+        far, near = quality(found, seed), errors(found.by_calls[1][0])
+        said.append(dict(quality=list(far.values()), errors=near, seconds=round(found.seconds, 1)))
+    return dict(method=name, calls=CALLS, levels=LEVELS, passes=found.passes) | {
         k: [one[k] for one in said] for k in said[0]
     }
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tinydiff.denoisers import Denoiser
 from tinydiff.samplers.base import State, noise_like, pairs, sampler
+from tinydiff.schedules import before_end
 
 
 @sampler
@@ -30,3 +31,6 @@ def consistency_multistep(
             c0, cs = d.schedule(start, like=x), d.schedule(s, like=x)
             x = cs.alpha / c0.alpha * x + (cs.new_noise(c0)).sqrt() * cs.sigma * noise_like(x, generator)
         yield State(s, x, p.x0)
+
+
+consistency_multistep.spacing = before_end  # what `sample` takes

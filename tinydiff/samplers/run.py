@@ -28,15 +28,15 @@ def sample(
     """Samples of the given shape (b, ...): draws the noise, runs a sampler (by default `ddim`), shows progress.
 
     Args:
-        n: steps, on an even grid; or give the grid itself as `ts`.
+        n: steps, on an even grid or the sampler's own (its `spacing`); or give the grid itself as `ts`.
         seed: the same seed gives the same samples on the same machine; None draws from torch's own state.
         decode: what turns the result into data, such as a latent model's decoder.
         options: passed to the sampler (eta=..., var=...).
     """
     generator = None if seed is None else torch.Generator(device).manual_seed(seed)
-    ts = grid(d.schedule, n) if ts is None else ts
-    x = d.schedule.prior_std * torch.randn(shape, generator=generator, device=device)
     sampler = sampler or ddim
+    ts = grid(d.schedule, n, getattr(sampler, "spacing", None)) if ts is None else ts
+    x = d.schedule.prior_std * torch.randn(shape, generator=generator, device=device)
     if "generator" in inspect.signature(sampler).parameters:  # a deterministic sampler need not have one
         options["generator"] = generator
     states = sampler(d, x, ts, **options)

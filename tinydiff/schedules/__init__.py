@@ -5,6 +5,7 @@ from tinydiff.schedules.base import Coefs, Schedule, Times, batch_times, widest
 from tinydiff.schedules.betas import cosine_betas, linear_betas, scaled_linear_betas
 from tinydiff.schedules.grids import (
     Spacing,
+    before_end,
     grid,
     karras,
     leading,

@@ -19,7 +19,7 @@ def grid(schedule: Schedule, n: int, spacing: Spacing | None = None) -> Float[Te
 
     Args:
         spacing: any function (schedule, n) -> n decreasing positive times; by default `uniform`. Also `logsnr_uniform`,
-            `karras(rho)`, `leading`, `trailing`, `strided`, `quadratic`.
+            `karras(rho)`, `before_end`, `leading`, `trailing`, `strided`, `quadratic`.
     """
     if n < 1:
         raise ValueError(f"n must be at least 1 step; got {n}")
@@ -32,6 +32,14 @@ def uniform(schedule: Schedule, n: int) -> Tensor:
     if schedule.jumps:
         return torch.linspace(schedule.t_max, schedule.t_min, n, dtype=torch.float64)
     return torch.linspace(schedule.t_max, 0, n + 1, dtype=torch.float64)[:-1]
+
+
+def before_end(schedule: Schedule, n: int) -> Tensor:
+    """Even in t from t_max, with t_min the end and not one of them: for a consistency function, which is x there.
+
+    `uniform` on EDM() would have two steps at sigma_max and sigma_min, and the second would do nothing.
+    """
+    return torch.linspace(schedule.t_max, schedule.t_min if schedule.jumps else 0, n + 1, dtype=torch.float64)[:-1]
 
 
 def logsnr_uniform(schedule: Schedule, n: int) -> Tensor:
