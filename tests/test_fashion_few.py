@@ -89,3 +89,12 @@ def test_what_is_unknown_is_refused(teacher):
         few.train("cm", S, teacher)
     with pytest.raises(ValueError, match="distance must be one of squared, huber, features; got 'l1'"):
         few.distance(replace(S, distance="l1"), teacher)
+
+
+def test_each_round_is_taught_by_the_last(teacher, monkeypatch):
+    """Four steps to two, taught by the teacher; two to one, taught by the student itself."""
+    rounds = []
+    loss = few.distill.progressive_loss
+    monkeypatch.setattr(few.distill, "progressive_loss", lambda d, n: rounds.append((d, n)) or loss(d, n))
+    students = few.train("pd", S, teacher)
+    assert rounds[0] == (teacher, 2) and rounds[1] == (students["fashion-pd-2"], 1) and len(rounds) == 2

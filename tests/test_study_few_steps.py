@@ -6,7 +6,8 @@ import torch
 from tinydiff import results
 from tinydiff.guidance import counted
 from tinydiff.recipes import study_few_steps as study
-from tinydiff.recipes import study_solvers
+from tinydiff.recipes import study_solvers, systems_few
+from tinydiff.recipes.ledger import Counted
 from tinydiff.samplers import dpmpp_2m, heun, sample
 from tinydiff.schedules import EDM, Cosine, grid, logsnr_uniform
 
@@ -69,3 +70,27 @@ def test_it_goes_on_where_it_stopped(small, monkeypatch, tmp_path):
     assert done == ["DDIM", "PD"] and [r["method"] for r in found["rows"]] == done and len(set(found["floor"])) == 9
     with pytest.raises(ValueError, match="methods must be among DDIM, .*; got 'GAN'"):
         study.main(("GAN",))
+
+
+def test_a_teacher_is_trained_anew_for_each_method(small):
+    """So that seconds and ledger count it for each; the same seed gives the same one."""
+    study.trained("CD", 0)
+    first = study.edm_teacher(0)
+    study.trained("ECT", 0)
+    assert study.edm_teacher(0) is not first
+    for p, q in zip(first.net.parameters(), study.edm_teacher(0).net.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_the_ledger_asks_the_student_of_each_number_of_calls(small):
+    """Calls are counted, and progressive distillation has a student for each number of them."""
+    of = {s.name: s for s in systems_few.SYSTEMS}
+    assert len(of) == 24 and {s.notebook for s in of.values()} == {"23", "24"}
+    one, four = (of[f"progressive distillation, {n}"] for n in ("1 step", "4 steps"))
+    assert one.train is four.train
+    trained = one.train(0)
+    for system, calls in ((one, 1), (four, 4)):
+        fn = Counted(trained)
+        x = system.draw(fn, 30, 5)
+        d, sampler = trained.by_calls[calls]
+        assert fn.calls == calls and torch.equal(x, sample(d, (30, 2), n=calls, sampler=sampler, seed=5))
