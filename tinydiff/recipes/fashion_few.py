@@ -57,7 +57,7 @@ class Settings:
     threads: int = 1
 
 
-STEPS = {"guided": 1500, "pd": 600, "cd": 2500, "ect": 4000}  # at full size, on a CPU
+STEPS = {"guided": 1500, "pd": 400, "cd": 1500, "ect": 3000}  # at full size, on a CPU
 SCALES = {
     "laptop": {method: Settings() for method in STEPS},
     "full": {

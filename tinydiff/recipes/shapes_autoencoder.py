@@ -1,11 +1,12 @@
 """First stages of latent diffusion for captioned shapes: "shapes32-autoencoder", which ships, and one of 64 pixels.
 
     TINYDIFF_SCALE=full python -m tinydiff.recipes.shapes_autoencoder 32    # 32 x 32 to 4 x 8 x 8
-    TINYDIFF_SCALE=full python -m tinydiff.recipes.shapes_autoencoder 64    # 64 x 64, with textures, to 4 x 8 x 8
+    TINYDIFF_SCALE=full python -m tinydiff.recipes.shapes_autoencoder 64    # 64 x 64, with textures, to 4 x 16 x 16
 
-As `fashion_autoencoder`, with the features of the classifier of scenes. At 64 pixels a network of half the width learns
-nothing: its eight channels at the top are normalised one by one, so the mean of each is lost just before the output,
-and with it the colour of the whole picture, which is most of what an untextured scene consists of.
+As `fashion_autoencoder`, with the features of the classifier of scenes, which sees pictures at 32 pixels and no texture.
+Two tries at 64 pixels that do not work: half the width, for its eight channels at the top are normalised one by one,
+which takes the mean of each, and with it the colour of the picture (nothing is learned in 900 steps); and f = 8, where
+after 3,000 steps all is kept (PSNR 30.6, 2,000 of 2,000 read rightly) but the textures, of which one in three is right.
 """
 
 import sys
@@ -32,10 +33,10 @@ class Settings(fashion_autoencoder.Settings):
     pictures: int = 2000
 
 
-OF_SIZE: dict[int, dict[str, Any]] = {32: {}, 64: dict(data="shapes64-2t", size=64, mults=(1, 2, 2, 2))}
+OF_SIZE: dict[int, dict[str, Any]] = {32: {}, 64: dict(data="shapes64-2t", size=64)}
 FULL: dict[int, dict[str, Any]] = {  # 64 pixels are four times the work, so there are fewer of them on a CPU
     32: dict(steps=3000, batch_size=32),
-    64: dict(steps=3000, batch_size=16),
+    64: dict(steps=2500, batch_size=16),
 }
 if GPU:
     FULL = {size: dict(steps=20_000, batch_size=256, width=32) for size in OF_SIZE}

@@ -1,4 +1,4 @@
-"""Text-to-image latent diffusion on captioned shapes (Rombach et al. 2022): for "shapes32-latent".
+"""Text-to-image latent diffusion on captioned shapes (Rombach et al. 2022): for "shapes32-latent", "shapes64-latent".
 
 The shipped first stage (`shapes_autoencoder`) is frozen, and pictures are encoded once. The U-Net hears the caption
 through cross-attention, and the text encoder is trained with it; one caption in ten is dropped, for guidance.
