@@ -32,13 +32,14 @@ from tinydiff.notebook import scale
 from tinydiff.recipes import fashion_autoencoder
 from tinydiff.recipes import fashion_classifier as judge
 from tinydiff.recipes.base import GPU, describe_hardware
-from tinydiff.recipes.fashion import labels
+from tinydiff.recipes.fashion import labels, picture
 from tinydiff.results import provenance
 from tinydiff.samplers import consistency_multistep, ddim, dpmpp_2m, sample
 from tinydiff.training import fit, warmup_cosine
 
 TEACHER, SIDE, CLASSES = "fashion-latent", 28, 10
 CALLS = (1, 2, 4, 8)
+PICTURES = DATA.parent.parent / "docs" / "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -174,8 +175,15 @@ def evaluate(
     return said
 
 
+def draw(d: NetDenoiser, name: str, method: str) -> None:
+    """A picture for the page of what ships: 100 images in as many calls as the name says, else in two."""
+    calls = int(name[-1]) if method == "pd" else 2
+    images = generate(d, 100, calls, SAMPLERS[method], device=next(d.net.parameters()).device.type)
+    picture(images, PICTURES / f"{name}.png")
+
+
 def main(method: str) -> None:
-    """Trains the students of a method at the chosen scale and writes them where they ship, each with its card."""
+    """Trains the students of a method at the chosen scale and writes them where they ship, with card and picture."""
     s = SCALES[scale()][method] if method in METHODS else None
     start = time.perf_counter()
     torch.set_num_threads(s.threads if s else 1)
@@ -193,6 +201,7 @@ def main(method: str) -> None:
         back.codec.autoencoder.to(s.device)
         made["metrics"] = evaluate(back, s, SAMPLERS[method], (int(name[-1]),) if method == "pd" else CALLS)
         save_checkpoint(path, d, made)
+        draw(back, name, method)
         print(name, json.dumps(made["metrics"], indent=2), flush=True)
 
 

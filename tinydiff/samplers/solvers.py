@@ -60,8 +60,17 @@ def _heun_step(d: Denoiser, x: Tensor, eps: Tensor, t: Times, s: Times, **cond: 
 def heun_step(
     d: Denoiser, x: Float[Tensor, "b *d"], t: Float[Tensor, " b"], s: Float[Tensor, " b"], **cond: Tensor
 ) -> Float[Tensor, "b *d"]:
-    """One step of `heun` from times t to 0 < s < t, another pair for each element: a consistency model's teacher."""
-    return _heun_step(d, x, d(x, t, **cond).eps, t, s, **cond)
+    """One step of Heun's rule from times t to 0 < s < t, another pair for each element: a consistency model's teacher.
+
+    Where the schedule jumps, as EDM() does, it is that of `heun`; else it is a step in t, for the reason given there.
+    """
+    p = d(x, t, **cond)
+    if d.schedule.jumps:
+        return _heun_step(d, x, p.eps, t, s, **cond)
+    ct, cs = d.schedule(t, like=x), d.schedule(s, like=x)
+    h = (s - t).reshape(-1, *[1] * (x.ndim - 1)).to(x)
+    end = d(x + h * p.velocity(ct), s, **cond)
+    return x + h * (p.velocity(ct) + end.velocity(cs)) / 2
 
 
 @sampler
