@@ -8,8 +8,10 @@ import pytest
 import solutions_bound
 import solutions_cfg
 import solutions_classifier_guidance
+import solutions_consistency
 import solutions_ddim
 import solutions_ddpm
+import solutions_distill
 import solutions_dit
 import solutions_evaluation
 import solutions_flow
@@ -45,6 +47,8 @@ FILES = (
     solutions_dit,
     solutions_evaluation,
     solutions_latent,
+    solutions_distill,
+    solutions_consistency,
 )
 EXERCISES = {name: entry for file in FILES for name, entry in file.EXERCISES.items()}
 RIGHT = [(name, f) for name, (_, solutions, _) in EXERCISES.items() for f in solutions]

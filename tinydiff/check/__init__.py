@@ -12,9 +12,11 @@ from tinydiff.check.classifier_guidance import (
     noisy_posterior,
     tempting_law,
 )
+from tinydiff.check.consistency import boundary, ct_loss, ct_schedule, several_calls, whole_huber
 from tinydiff.check.core import CheckFailed
 from tinydiff.check.ddim import forward_given_data, invert_exactly, mix_latents, sampled_std
 from tinydiff.check.ddpm import best_eps, cosine_betas, jump, reverse_mean, skip_step
+from tinydiff.check.distill import guided_match, halvings, one_round, student_target, truncated_v_weight
 from tinydiff.check.dit import adaln_single, attend, block_macs, patchify, place
 from tinydiff.check.evaluation import extrapolate, frechet, kid_unbiased, nearest_shifted, precision
 from tinydiff.check.flow import adopt_lipman, points_velocity, sorted_pairs, velocity_from_score
