@@ -121,7 +121,7 @@ def test_another_side_is_named():
 # ---- first stages --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("size", "kind", "side"), [(32, "kl", 8), (64, "vq", 8)])
+@pytest.mark.parametrize(("size", "kind", "side"), [(32, "kl", 8), (64, "vq", 16)])
 def test_first_stages_run(size, kind, side):
     given = dict(kind=kind, steps=3, batch_size=4, width=8, samples=8, pictures=20, start=0.5, device="cpu")
     s = replace(shapes_autoencoder.SCALES["laptop"][size], **given)
