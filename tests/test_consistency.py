@@ -428,10 +428,11 @@ def test_it_trains_and_goes_on_and_is_read_again(tmp_path):
     assert torch.equal(read(x, 0.5).x0, again.denoiser(x, 0.5).x0)
 
 
-@pytest.mark.parametrize("schedule", [S, td.Cosine()], ids=lambda s: type(s).__name__)
-def test_each_pair_of_distillation_is_on_one_path(schedule):
-    """All 17 pairs of 18 levels, against the exact flow of a mixture: off by at most 0.010, in units of the noise or of
-    the data. On the cosine path sigma / alpha falls from 22,026 to 11 in the first: a mean of slopes is 9 off there."""
+@pytest.mark.parametrize(("schedule", "most"), [(S, 0.1), (td.Cosine(), 0.015)], ids=["EDM", "Cosine"])
+def test_each_pair_of_distillation_is_on_one_path(schedule, most):
+    """All 17 pairs of 18 levels, against the exact flow of a mixture, in units of the noise or of the data. Found over
+    three seeds: at most 0.029 and 0.0037. On the cosine path sigma / alpha falls from 22,026 to 11 in the first step,
+    and a mean of slopes over that is 9 off."""
     d, x0, eps = (
         mixture(schedule),
         mixture(schedule).sample(60, torch.Generator().manual_seed(1)),
@@ -444,4 +445,4 @@ def test_each_pair_of_distillation_is_on_one_path(schedule):
         x = c.alpha * x0 + c.sigma * eps
         due = td.ode.flow_map(d, x, float(later[0]), float(earlier[0]), tol=1e-8)
         far = (heun_step(d, x, later, earlier) - due).square().sum(1).mean().sqrt().item()
-        assert far < 0.03 * max(1, schedule(earlier, like=x0).sigma.max().item()), float(t)
+        assert far < most * max(1, schedule(earlier, like=x0).sigma.max().item()), float(t)

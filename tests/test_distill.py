@@ -186,3 +186,9 @@ def test_the_rate_falls_to_zero():
 def test_bad_steps_are_named():
     with pytest.raises(ValueError, match="n must be at least 1 step; got 0"):
         td.progressive_loss(mixture(td.Cosine()), 0)
+
+
+@pytest.mark.parametrize("first", [0, 1, 6, 48])
+def test_steps_that_cannot_be_halved_to_one_are_named(first):
+    with pytest.raises(ValueError, match=f"first must be a power of two, at least 2; got {first}"):
+        next(distill.halved(td.NetDenoiser(MLP(dim=2), td.Cosine(), targets.v), normal(8, 2).float(), first))

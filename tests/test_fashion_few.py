@@ -40,7 +40,7 @@ def gap(a, b, of, y):
 @pytest.mark.parametrize("method", few.METHODS)
 def test_each_method_gives_what_ships(method, teacher, monkeypatch):
     students = few.train(method, S, teacher)
-    names = {"pd": ["fashion-pd-1", "fashion-pd-2"]}.get(method, [f"fashion-{method}"])
+    names = {"pd": ["fashion-pd-2", "fashion-pd-1"]}.get(method, [f"fashion-{method}"])
     assert list(students) == names
     for d in students.values():
         assert (
@@ -55,12 +55,12 @@ def test_each_method_gives_what_ships(method, teacher, monkeypatch):
 def test_one_pass_comes_to_believe_what_guidance_does(teacher, data):
     s = replace(S, steps=150, batch_size=32, lr=2e-3, guidance=3.0)
     y = data["y"]
-    null = torch.full_like(y, few.CLASSES)
+    null = torch.full_like(y, 10)
     wanted = lambda x, t, y: td.cfg(teacher, 3.0, dict(y=y), dict(y=null[: len(y)]))(x, t)  # noqa: E731
     wanted.schedule = teacher.schedule
     student = few.train("guided", s, teacher)["fashion-guided"]
     before, after = gap(teacher, wanted, data, y), gap(student, wanted, data, y)
-    assert after < 0.5 * before, (before, after)
+    assert after < 0.1 * before, (before, after)  # found over three seeds: 0.024 to 0.026
 
 
 def test_a_students_few_steps_land_where_its_teachers_do(teacher, data):
@@ -68,10 +68,10 @@ def test_a_students_few_steps_land_where_its_teachers_do(teacher, data):
     student = few.train("pd", s, teacher)["fashion-pd-1"]
     x = torch.randn(64, *data["x0"].shape[1:], generator=torch.Generator().manual_seed(2))
     y = few.labels(64)
-    go = lambda d, n: td.final(td.ddim(few.bind(d, y=y), x, td.grid(d.schedule, n)))  # noqa: E731
+    go = lambda d, n: td.final(td.ddim(td.bind(d, y=y), x, td.grid(d.schedule, n)))  # noqa: E731
     far = lambda a, b: (a - b).square().mean().item()  # noqa: E731
     before, after = far(go(teacher, 1), go(teacher, 2)), far(go(student, 1), go(teacher, 2))
-    assert after < 0.5 * before, (before, after)
+    assert after < 0.05 * before, (before, after)  # found over three seeds: 0.009
 
 
 @pytest.mark.parametrize("distance", ["squared", "huber", "features"])
@@ -86,7 +86,7 @@ def test_distances(distance, teacher):
 
 def test_what_is_unknown_is_refused(teacher):
     with pytest.raises(ValueError, match="method must be one of guided, pd, cd, ect; got 'cm'"):
-        few.train("cm", S, teacher)
+        few.main("cm")
     with pytest.raises(ValueError, match="distance must be one of squared, huber, features; got 'l1'"):
         few.distance(replace(S, distance="l1"), teacher)
 
@@ -95,6 +95,6 @@ def test_each_round_is_taught_by_the_last(teacher, monkeypatch):
     """Four steps to two, taught by the teacher; two to one, taught by the student itself."""
     rounds = []
     loss = few.distill.progressive_loss
-    monkeypatch.setattr(few.distill, "progressive_loss", lambda d, n: rounds.append((d, n)) or loss(d, n))
+    monkeypatch.setattr(few.distill, "progressive_loss", lambda d, n, w: rounds.append((d, n)) or loss(d, n, w))
     students = few.train("pd", S, teacher)
     assert rounds[0] == (teacher, 2) and rounds[1] == (students["fashion-pd-2"], 1) and len(rounds) == 2

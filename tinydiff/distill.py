@@ -1,28 +1,26 @@
 """Progressive distillation: a student that does in one step what its teacher does in two (Salimans & Ho 2022).
 
-Halving goes on until one step is left. A round, from 2 n steps of the teacher to n of the student, is a run of `fit`:
-
-    student = student_of(teacher)
-    for step in fit(student, data, loss=progressive_loss(teacher, n), times=step_times(n), lr_schedule=to_zero, ...):
-        pass
-    teacher = student                   # not step.denoiser: the paper distils without an average of weights
+Halving goes on until one step is left: `halved`. A round is a run of `fit`, from 2 n steps of the teacher to n of the
+student, and its student is the teacher of the next.
 
 A guided teacher goes the same way in two stages (Meng et al. 2022): first one network learns to give the guided belief
 by itself (`match_loss`), which halves the calls, then its steps are halved as above.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tinydiff.denoisers import Denoiser, NetDenoiser
-from tinydiff.losses import snr
+from tinydiff.losses import snr, step_times
 from tinydiff.samplers import ddim_step
 from tinydiff.schedules import Coefs, Times, batch_times
 from tinydiff.schedules.base import widest
+from tinydiff.training import fit
 
 Weight = Callable[[Coefs], Tensor]
 
@@ -112,3 +110,27 @@ def student_of(teacher: NetDenoiser) -> NetDenoiser:
 def to_zero(step: int, steps: int) -> float:
     """A learning rate that falls to zero along a line, anew in each round."""
     return 1 - step / steps
+
+
+def halved(
+    teacher: NetDenoiser, data: Any, first: int, weight: Weight = truncated_snr, **options: Any
+) -> Iterator[tuple[int, NetDenoiser]]:
+    """Algorithm 2: (n, student) for n = first / 2, ..., 2, 1, each student taught by the one before.
+
+    A student has the weights of its last step: the paper distils without an average of them.
+
+    Args:
+        first: DDIM steps of the first teacher.
+        options: `fit`'s, of a round.
+
+    Raises ValueError unless first is a power of two, at least 2.
+    """
+    if first < 2 or first & (first - 1):
+        raise ValueError(f"first must be a power of two, at least 2; got {first}")
+    n = first // 2
+    while n >= 1:
+        student, loss = student_of(teacher), progressive_loss(teacher, n, weight)
+        for _ in fit(student, data, loss=loss, times=step_times(n), **dict(lr_schedule=to_zero) | options):
+            pass
+        yield n, student
+        teacher, n = student, n // 2

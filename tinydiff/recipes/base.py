@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -72,6 +73,21 @@ def command(name: str, scale: str, s: Any, default: Any) -> str:
     return " ".join(parts)
 
 
+def last(steps: Iterable) -> Any:
+    """The denoiser with the averaged weights, after the last of `fit`'s steps."""
+    return deque(steps, maxlen=1).pop().denoiser
+
+
+def card(module: str, s: Any, start: float) -> dict[str, Any]:
+    """What a file of weights says of how it was made, but for its metrics. start: by time.perf_counter().
+
+    module: of the recipe, and its arguments, for the command.
+    """
+    made = provenance(f"TINYDIFF_SCALE={scale()} python -m tinydiff.recipes.{module}")
+    made |= {"settings": asdict(s), "hardware": describe_hardware(s.device, s.threads)}
+    return made | {"seconds": round(time.perf_counter() - start)}
+
+
 def train_and_ship(
     name: str,
     module: str,
@@ -83,15 +99,12 @@ def train_and_ship(
 ) -> None:
     """The `main` of a recipe whose network is no denoiser: trains by s and writes it where it ships, with its card.
 
-    module: of the recipe, and its arguments, for the card's command. network: of what `train` gave. extra: more tensors
-    for the file.
+    module: as of `card`. network: of what `train` gave. extra: more tensors for the file.
     """
     start = time.perf_counter()
     torch.set_num_threads(s.threads)
     trained = train(s)
-    made = provenance(f"TINYDIFF_SCALE={scale()} python -m tinydiff.recipes.{module}")
-    made |= {"settings": asdict(s), "hardware": describe_hardware(s.device, s.threads)}
-    made |= {"seconds": round(time.perf_counter() - start), "metrics": evaluate(trained, s)}
+    made = card(module, s, start) | {"metrics": evaluate(trained, s)}
     net = network(trained).cpu()
     save_network(DATA / f"{name}.safetensors", net, made, extra(net))
     print(json.dumps(made["metrics"], indent=2))

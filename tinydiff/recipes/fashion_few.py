@@ -17,7 +17,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,18 +26,17 @@ from torch import Tensor
 from tinydiff import autoencoding, consistency, datasets, distill
 from tinydiff.checkpoints import DATA, load_checkpoint, load_pretrained, save_checkpoint
 from tinydiff.denoisers import NetDenoiser
-from tinydiff.guidance import bind, cfg
-from tinydiff.losses import lognormal_times, step_times, uniform_times
+from tinydiff.losses import lognormal_times, uniform_times
 from tinydiff.notebook import scale
-from tinydiff.recipes import fashion_autoencoder
+from tinydiff.recipes import fashion_autoencoder, study_cfg
 from tinydiff.recipes import fashion_classifier as judge
-from tinydiff.recipes.base import GPU, describe_hardware
+from tinydiff.recipes.base import GPU, card, last
 from tinydiff.recipes.fashion import labels, picture
-from tinydiff.results import provenance
-from tinydiff.samplers import consistency_multistep, ddim, dpmpp_2m, sample
+from tinydiff.recipes.fashion_latent import drawn as generate
+from tinydiff.samplers import consistency_multistep, ddim, dpmpp_2m
 from tinydiff.training import fit, warmup_cosine
 
-TEACHER, SIDE, CLASSES = "fashion-latent", 28, 10
+TEACHER = "fashion-latent"
 CALLS = (1, 2, 4, 8)
 PICTURES = DATA.parent.parent / "docs" / "checkpoints"
 
@@ -77,12 +76,6 @@ def latents(s: Settings, d: NetDenoiser) -> dict[str, Tensor]:
     return fashion_autoencoder.encoded(d.codec, datasets.load(s.data).to(s.device))
 
 
-def last(steps: Any) -> NetDenoiser:
-    for step in steps:  # noqa: B007
-        pass
-    return step.denoiser
-
-
 def options(s: Settings, **more: Any) -> dict[str, Any]:
     given = dict(steps=s.steps, batch_size=s.batch_size, lr=s.lr, seed=s.seed, ema=0.999)
     return given | dict(lr_schedule=warmup_cosine(min(100, s.steps // 4), end=0.02)) | more
@@ -103,22 +96,13 @@ def distance(s: Settings, d: NetDenoiser) -> consistency.Distance:
 
 
 def guided(s: Settings, teacher: NetDenoiser, data: dict[str, Tensor]) -> dict[str, NetDenoiser]:
-    def asked(y: Tensor) -> Any:
-        return cfg(teacher, s.guidance, dict(y=y), dict(y=torch.full_like(y, CLASSES)))
-
-    student, loss = distill.student_of(teacher), distill.match_loss(asked)
+    student, loss = distill.student_of(teacher), distill.match_loss(lambda y: study_cfg.guided(teacher, s.guidance, y))
     return {"fashion-guided": last(fit(student, data, loss=loss, **options(s)))}
 
 
 def pd(s: Settings, teacher: NetDenoiser, data: dict[str, Tensor]) -> dict[str, NetDenoiser]:
-    students, n = {}, s.first // 2
-    while n >= 1:
-        student, given = distill.student_of(teacher), options(s, times=step_times(n), lr_schedule=distill.to_zero)
-        for _ in fit(student, data, loss=distill.progressive_loss(teacher, n), **given):
-            pass
-        teacher = students[n] = student
-        n //= 2
-    return {f"fashion-pd-{n}": students[n] for n in CALLS if n in students}
+    rounds = distill.halved(teacher, data, s.first, **options(s, lr_schedule=distill.to_zero))
+    return {f"fashion-pd-{n}": student for n, student in rounds if n in CALLS}
 
 
 def cd(s: Settings, teacher: NetDenoiser, data: dict[str, Tensor]) -> dict[str, NetDenoiser]:
@@ -137,13 +121,15 @@ TEACHERS = {"guided": TEACHER, "pd": "fashion-guided", "cd": "fashion-guided", "
 SAMPLERS: dict[str, Callable] = {"guided": dpmpp_2m, "pd": ddim} | dict.fromkeys(("cd", "ect"), consistency_multistep)
 
 
-def train(method: str, s: Settings, teacher: NetDenoiser | None = None) -> dict[str, NetDenoiser]:
-    """The students of a method, by the names under which they ship. teacher: by default the shipped one.
-
-    Raises ValueError for an unknown method.
-    """
+def settings(method: str) -> Settings:
+    """Of a method at the chosen scale. Raises ValueError for an unknown one."""
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
+    return SCALES[scale()][method]
+
+
+def train(method: str, s: Settings, teacher: NetDenoiser | None = None) -> dict[str, NetDenoiser]:
+    """The students of a method, by the names under which they ship. teacher: by default the shipped one."""
     teacher = load_pretrained(TEACHERS[method]) if teacher is None else teacher
     teacher.net.to(s.device).requires_grad_(False)
     teacher.codec.autoencoder.to(s.device).requires_grad_(False)
@@ -153,15 +139,9 @@ def train(method: str, s: Settings, teacher: NetDenoiser | None = None) -> dict[
 # ---- how good they are ---------------------------------------------------------------------------
 
 
-def generate(
-    d: NetDenoiser, n: int, calls: int, sampler: Callable, seed: int = 0, device: str = "cpu", batch: int = 500
-) -> Tensor:
-    """n images of the classes `labels(n)`, with so many calls of d each."""
-    parts = []
-    for i, y in enumerate(labels(n).split(batch)):
-        given = dict(n=calls, sampler=sampler, seed=1000 * seed + i, device=device, decode=d.codec)
-        parts.append(sample(bind(d, y=y.to(device)), d.codec.shape(len(y), SIDE), **given).clamp(-1, 1).cpu())
-    return torch.cat(parts)
+def calls_of(name: str) -> tuple[int, ...]:
+    """The numbers of calls that a student is made for: of progressive distillation the one in its name."""
+    return (int(name.split("-")[-1]),) if name.startswith("fashion-pd-") else CALLS
 
 
 def evaluate(
@@ -175,34 +155,23 @@ def evaluate(
     return said
 
 
-def draw(d: NetDenoiser, name: str, method: str) -> None:
-    """A picture for the page of what ships: 100 images in as many calls as the name says, else in two."""
-    calls = int(name[-1]) if method == "pd" else 2
-    images = generate(d, 100, calls, SAMPLERS[method], device=next(d.net.parameters()).device.type)
-    picture(images, PICTURES / f"{name}.png")
-
-
 def main(method: str) -> None:
     """Trains the students of a method at the chosen scale and writes them where they ship, with card and picture."""
-    s = SCALES[scale()][method] if method in METHODS else None
-    start = time.perf_counter()
-    torch.set_num_threads(s.threads if s else 1)
+    s, sampler, start = settings(method), SAMPLERS[method], time.perf_counter()
+    torch.set_num_threads(s.threads)
     students = train(method, s)
-    made = provenance(f"TINYDIFF_SCALE={scale()} python -m tinydiff.recipes.fashion_few {method}")
-    made |= {"settings": asdict(s), "hardware": describe_hardware(s.device, s.threads)}
-    made |= {"seconds": round(time.perf_counter() - start)}
+    made = card(f"fashion_few {method}", s, start)
     for name, d in students.items():
-        path = DATA / f"{name}.safetensors"
+        path, calls = DATA / f"{name}.safetensors", calls_of(name)
         d.net.cpu().half()
         d.codec.autoencoder.cpu().half()
         save_checkpoint(path, d)
         back = load_checkpoint(path)  # what users get is judged: weights that were rounded
         back.net.to(s.device)
-        back.codec.autoencoder.to(s.device)
-        made["metrics"] = evaluate(back, s, SAMPLERS[method], (int(name[-1]),) if method == "pd" else CALLS)
-        save_checkpoint(path, d, made)
-        draw(back, name, method)
-        print(name, json.dumps(made["metrics"], indent=2), flush=True)
+        metrics = evaluate(back, s, sampler, calls)
+        save_checkpoint(path, d, made | {"metrics": metrics})
+        picture(generate(back, 100, calls[len(calls) > 1], sampler, device=s.device), PICTURES / f"{name}.png")
+        print(name, json.dumps(metrics, indent=2), flush=True)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ The shipped first stage, `fashion_autoencoder`, is frozen; a diffusion transform
 7 x 7 latents, which are encoded once. All else is `fashion`'s, so that pixels and latents compare.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tinydiff import datasets, targets
-from tinydiff.denoisers import NetDenoiser
+from tinydiff.denoisers import Denoiser, NetDenoiser
 from tinydiff.guidance import bind
 from tinydiff.models import DiT
 from tinydiff.recipes import fashion, fashion_autoencoder
@@ -67,14 +67,28 @@ def train(s: Settings, **options: Any) -> Iterator[Step]:
     return fashion.train(s, make=lambda s: d, data=latents, **options)
 
 
-def generate(d: NetDenoiser, n: int, s: Settings, seed: int = 0, batch: int = 500) -> Tensor:
-    """n images of the classes `labels(n)`, without guidance, by DPM-Solver++(2M); latents have no range to clip to."""
+def drawn(
+    d: NetDenoiser,
+    n: int,
+    steps: int,
+    sampler: Callable = dpmpp_2m,
+    seed: int = 0,
+    device: str = "cpu",
+    batch: int = 500,
+    ask: Callable[..., Denoiser] = bind,
+) -> Tensor:
+    """n images of the classes `labels(n)`. ask: (d, y=y) -> what is sampled. Latents have no range to clip to."""
     parts = []
-    d.codec.autoencoder.to(s.device)
+    d.codec.autoencoder.to(device)
     for i, y in enumerate(labels(n).split(batch)):
-        options = dict(n=s.sampling_steps, sampler=dpmpp_2m, seed=seed + i, device=s.device, decode=d.codec)
-        parts.append(sample(bind(d, y=y.to(s.device)), d.codec.shape(len(y), SIDE), **options).clamp(-1, 1).cpu())
+        options = dict(n=steps, sampler=sampler, seed=1000 * seed + i, device=device, decode=d.codec)
+        parts.append(sample(ask(d, y=y.to(device)), d.codec.shape(len(y), SIDE), **options).clamp(-1, 1).cpu())
     return torch.cat(parts)
+
+
+def generate(d: NetDenoiser, n: int, s: Settings, seed: int = 0, batch: int = 500) -> Tensor:
+    """The same without guidance, by DPM-Solver++(2M)."""
+    return drawn(d, n, s.sampling_steps, seed=seed, device=s.device, batch=batch)
 
 
 def evaluate(d: NetDenoiser, s: Settings, seed: int = 0) -> dict[str, int | float]:

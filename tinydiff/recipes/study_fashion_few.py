@@ -20,12 +20,12 @@ from torch import Tensor
 
 from tinydiff.checkpoints import load_pretrained
 from tinydiff.denoisers import NetDenoiser
-from tinydiff.guidance import cfg
 from tinydiff.recipes import fashion_classifier as judge
 from tinydiff.recipes import fashion_few as few
+from tinydiff.recipes import study_cfg
 from tinydiff.recipes.fashion import labels
 from tinydiff.results import FOLDER, load_results, provenance, save_results
-from tinydiff.samplers import consistency_multistep, ddim, dpmpp_2m, sample
+from tinydiff.samplers import consistency_multistep, ddim, dpmpp_2m
 
 NAME = "23_fashion"
 SEEDS = (0, 1, 2)
@@ -40,14 +40,10 @@ METHODS: dict[str, tuple[str, Callable]] = {  # shipped name, for so many calls,
 }
 
 
-def teacher(n: int, calls: int, seed: int) -> Tensor:
+def teacher(n: int, steps: int, seed: int) -> Tensor:
     """n images of the teacher, guided by two passes a step."""
-    d, w, parts = load_pretrained(few.TEACHER), few.Settings().guidance, []
-    for i, y in enumerate(labels(n).split(500)):
-        asked = cfg(d, w, dict(y=y), dict(y=torch.full_like(y, few.CLASSES)))
-        options = dict(n=calls, sampler=dpmpp_2m, seed=1000 * seed + i, decode=d.codec)
-        parts.append(sample(asked, d.codec.shape(len(y), few.SIDE), **options).clamp(-1, 1))
-    return torch.cat(parts)
+    d, w = load_pretrained(few.TEACHER), few.Settings().guidance
+    return few.generate(d, n, steps, dpmpp_2m, seed, ask=lambda d, y: study_cfg.guided(d, w, y))
 
 
 def judged(images: Tensor) -> dict[str, float]:

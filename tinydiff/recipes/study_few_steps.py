@@ -1,6 +1,6 @@
 """From many steps to one on the swiss roll, against the truth: a study over seeds for notebooks 23 and 24.
 
-    python -m tinydiff.recipes.study_few_steps                   # has not been timed yet; resumes
+    python -m tinydiff.recipes.study_few_steps                   # about 50 minutes of one core; resumes
     python -m tinydiff.recipes.study_few_steps --methods CD CT   # some methods only
 
 The law of the roll is known in closed form, so its ODE is known too: where a path that starts at (x, t) begins is
@@ -35,10 +35,11 @@ from torch import Tensor
 
 from tinydiff import consistency, datasets, distill, metrics, targets
 from tinydiff.denoisers import ConsistencyDenoiser, Denoiser, NetDenoiser, c_in_edm, c_noise_edm
-from tinydiff.losses import lognormal_times, snr, step_times, uniform_times
+from tinydiff.losses import lognormal_times, snr, uniform_times
 from tinydiff.models import MLP
 from tinydiff.ode import flow_map
 from tinydiff.recipes import study_solvers, swiss_roll
+from tinydiff.recipes.base import last
 from tinydiff.results import FOLDER, load_results, provenance, save_results
 from tinydiff.samplers import consistency_multistep, ddim, dpmpp_2m, sample
 from tinydiff.schedules import EDM, Coefs, Cosine, Schedule, Times
@@ -62,12 +63,6 @@ def angle(c: Coefs) -> Tensor:
     be all that training sees.
     """
     return 5 * math.pi * c.t
-
-
-def last(steps: Any) -> Any:
-    for step in steps:  # noqa: B007
-        pass
-    return step.denoiser
 
 
 def roll(seed: int) -> Tensor:
@@ -137,16 +132,10 @@ def function(d: NetDenoiser) -> ConsistencyDenoiser:
 def pd(
     seed: int, weight: distill.Weight = distill.truncated_snr, target: Target = targets.v, first: int = 64
 ) -> Trained:
-    steps = STEPS["PD"]
-    teacher, students, n, passes = cosine_teacher(seed, target), {}, first // 2, TEACHER_STEPS
-    while n >= 1:
-        student = distill.student_of(teacher)
-        given = options(seed, steps, 1e-3, times=step_times(n), lr_schedule=distill.to_zero)
-        for _ in fit(student, roll(seed), loss=distill.progressive_loss(teacher, n, weight), **given):
-            pass
-        teacher, students[n], passes = student, student, passes + 3 * steps
-        n //= 2
-    return Trained({n: (students[n], ddim) for n in CALLS}, passes)
+    steps, teacher = STEPS["PD"], cosine_teacher(seed, target)
+    given = options(seed, steps, 1e-3, lr_schedule=distill.to_zero)
+    students = dict(distill.halved(teacher, roll(seed), first, weight, **given))
+    return Trained({n: (students[n], ddim) for n in CALLS}, TEACHER_STEPS + 3 * steps * len(students))
 
 
 def cd(seed: int, levels: int = 18) -> Trained:

@@ -24,6 +24,7 @@ from tinydiff.exact import GaussianMixture
 from tinydiff.losses import lognormal_times
 from tinydiff.progress import progress
 from tinydiff.recipes import dpm, swiss_roll
+from tinydiff.recipes.base import last
 from tinydiff.results import provenance, save_results
 from tinydiff.samplers import (
     Sampler,
@@ -106,12 +107,6 @@ def vp_net(seed: int) -> NetDenoiser:
     """As the score SDE on its variance-preserving path: the target eps, times even in t."""
     s = swiss_roll.Settings(seed=seed)
     return last(swiss_roll.train(s, swiss_roll.denoiser(s, VP(), targets.eps)))
-
-
-def last(steps) -> NetDenoiser:
-    for step in steps:  # noqa: B007
-        pass
-    return step.denoiser
 
 
 # ---- quality against calls -----------------------------------------------------------------------

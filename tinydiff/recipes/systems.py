@@ -4,7 +4,7 @@
 """
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from tinydiff.recipes import (
     swiss_roll,
 )
 from tinydiff.recipes import dpm as dpm_recipe
+from tinydiff.recipes.base import last
 from tinydiff.samplers import (
     ancestral,
     annealed_langevin,
@@ -117,12 +118,6 @@ class System:
     data: Data
     train: Callable[[int], Callable]
     draw: Callable[[Callable, int, int], Tensor]
-
-
-def last(steps: Iterator) -> Any:
-    for step in steps:
-        last = step
-    return last.denoiser
 
 
 # 01
