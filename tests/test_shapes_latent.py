@@ -241,3 +241,26 @@ def test_asked_for_by_the_oracle_and_the_judge_alike():
     of = judge.asked("shapes32-2", "test-iid", 40)
     both = [judge.read(judge.judge(), of["x0"]), metrics.read_shapes(of["x0"])]
     assert torch.equal(both[0].attributes[..., [0, 1, 3]], both[1].attributes[..., [0, 1, 3]])
+
+
+def test_each_texture_is_counted_where_it_is_asked_for():
+    """Of real pictures all are read rightly; of pictures without textures all are read as plain."""
+    of = judge.asked("shapes64-2t", "test-iid", 24)
+    many = [int((of["attributes"][..., 2] == k).sum()) for k in (1, 2, 3)]
+    assert min(many) > 3
+    assert study_latent.read_textures(of["x0"], of["attributes"]) == torch.diag(torch.tensor(many)).tolist()
+    flat = torch.nn.functional.interpolate(torch.nn.functional.avg_pool2d(of["x0"], 4), scale_factor=4)
+    assert sum(row[0] for row in study_latent.read_textures(flat, of["attributes"])) > 0.8 * sum(many)
+
+
+def test_the_other_stage_of_textures_learns_from_the_absolute_error_alone(monkeypatch, tmp_path):
+    """It is trained once, with more pictures than the one that ships, and is otherwise like it."""
+    full, trained = shapes_autoencoder.SCALES["full"][64], []
+    monkeypatch.setattr(study_latent, "RUNS", tmp_path)
+    monkeypatch.setattr(shapes_autoencoder, "train", lambda s: trained.append(s) or shapes_autoencoder.pretrained(64))
+    path = study_latent.absolute()
+    assert path == study_latent.absolute() and len(trained) == 1
+    s = trained[0]
+    assert full.squared > 0 == s.squared and s.steps * s.batch_size > 2 * full.steps * full.batch_size
+    assert replace(s, squared=full.squared, steps=full.steps, batch_size=full.batch_size) == full
+    assert read_checkpoint(path)[2]["settings"]["steps"] == s.steps

@@ -236,6 +236,7 @@ class Codec:
 
     encode: images (n, c, h, w) to latents (n, latent, h / f, w / f) of unit variance.
     decode: back; also by calling the codec, so that it goes into `sample(..., decode=codec)`.
+    Both work where the autoencoder is, and so their results lie there.
 
     Raises ValueError for images or latents of another shape.
     """
@@ -246,12 +247,12 @@ class Codec:
     @torch.no_grad()
     def encode(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n l h2 w2"]:
         a = self.autoencoder
-        return torch.cat([(a.encode(part) - a.shift) * a.scale for part in x.split(self.batch)])
+        return torch.cat([(a.encode(part.to(a.scale.device)) - a.shift) * a.scale for part in x.split(self.batch)])
 
     @torch.no_grad()
     def decode(self, z: Float[Tensor, "n l h2 w2"]) -> Float[Tensor, "n c h w"]:
         a = self.autoencoder
-        return torch.cat([a.decode(part / a.scale + a.shift) for part in z.split(self.batch)])
+        return torch.cat([a.decode(part.to(a.scale.device) / a.scale + a.shift) for part in z.split(self.batch)])
 
     __call__ = decode
 

@@ -37,6 +37,7 @@ class Settings:
     steps: int = 200
     batch_size: int = 32
     lr: float = 2e-3
+    squared: float = 0.0  # weight of the squared error
     features: bool = True  # the distance of a classifier's features
     discriminator: bool = True
     start: float = 0.6  # share of the steps without a discriminator
@@ -80,7 +81,7 @@ def train(
     classifier = judge.judge() if classifier is None else classifier
     features = autoencoding.FeatureDistance(classifier).to(s.device) if s.features else None
     given = dict(steps=s.steps, batch_size=s.batch_size, lr=s.lr, seed=s.seed, features=features, discriminator=d)
-    given |= dict(start=s.start, adversarial=s.adversarial, lr_schedule=warmup_cosine(100, end=0.05))
+    given |= dict(squared=s.squared, start=s.start, adversarial=s.adversarial, lr_schedule=warmup_cosine(100, end=0.05))
     for _ in autoencoding.fit_autoencoder(a, images, **given | options):
         pass
     return calibrate(a.eval(), images.first(min(2000, len(images))).x0)

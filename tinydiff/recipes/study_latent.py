@@ -1,12 +1,14 @@
 """What a first stage keeps, and what it does for diffusion: a study over seeds for notebook 16.
 
-    python -m tinydiff.recipes.study_latent                     # about two and a half hours of one core; resumes
+    python -m tinydiff.recipes.study_latent                     # about three hours of one core; resumes
     python -m tinydiff.recipes.study_latent --parts factor      # one part only
 
-On captioned shapes of 32 pixels, but for `sharpness`, which is on Fashion-MNIST. Each part is a list of runs:
+On captioned shapes of 32 pixels, but for `sharpness`, on Fashion-MNIST, and `textures`, of 64 pixels. Each part is a
+list of runs:
 
     stages      first stages with a KL that halve once, twice and three times, and one with a codebook: what comes back
     sharpness   the same first stage with and without the discriminator, and with neither it nor features
+    textures    the shipped first stage of 64 pixels, which learned from the squared error too, and one that did not
     factor      text-to-image diffusion on the latents of f = 1, 2, 4, 8, each with the same arithmetic for training
     text        the shipped "shapes32-latent": guidance, and captions that training has never shown
     fashion     the shipped "fashion-latent": guidance
@@ -29,19 +31,22 @@ import torch
 from torch import Tensor
 
 import tinydiff as td
-from tinydiff.checkpoints import load_network, save_network
+from tinydiff import metrics
+from tinydiff.checkpoints import load_network, read_checkpoint, save_network, shipped
+from tinydiff.datasets.scenes import TEXTURES
 from tinydiff.guidance import bind
 from tinydiff.models import Codec, Identity, calibrate
 from tinydiff.models.cost import macs, parameters
 from tinydiff.recipes import fashion_autoencoder, shapes_autoencoder, shapes_latent, study_cfg
 from tinydiff.recipes import shapes_classifier as judge
+from tinydiff.recipes.base import card
 from tinydiff.results import FOLDER, load_results, provenance, save_results
 from tinydiff.samplers import dpmpp_2m, sample
 
 NAME = "16_latent"
 RUNS = Path("runs/study_latent")
 SEEDS = (0, 1, 2)
-PARTS = ("stages", "sharpness", "text", "fashion", "factor", "scaling")
+PARTS = ("stages", "sharpness", "textures", "text", "fashion", "factor", "scaling")
 MULTS = {2: (1, 2), 4: (1, 2, 2), 8: (1, 2, 2, 2)}  # of first stages; that of 4 is the shipped one's
 STEPS, BATCH = 1000, 32  # of diffusion at f = 4; others as many as cost the same
 IMAGES, TEXT_IMAGES = 500, 300  # of a seed
@@ -103,6 +108,43 @@ def sharpness_row(given: dict[str, bool]) -> dict[str, Any]:
         s = replace(fashion_autoencoder.Settings(**settings), **given)
         said.append(fashion_autoencoder.evaluate(fashion_autoencoder.train(s), s))
     return {k: [one[k] for one in said] for k in said[0]}
+
+
+# ---- textures ------------------------------------------------------------------------------------
+
+
+ABSOLUTE = dict(squared=0.0, steps=3500, batch_size=64)  # more than twice the pictures of the one that ships
+
+
+def textures() -> Iterator[tuple[list, Any]]:
+    yield ["textures", "squared", 4], lambda: textures_row(shipped("shapes64-autoencoder"))
+    yield ["textures", "absolute", 4], lambda: textures_row(absolute())
+
+
+def absolute() -> Path:
+    """The file of a first stage of 64 pixels that learned from the absolute error alone, trained if it is not there."""
+    path = RUNS / "absolute-64.safetensors"
+    if not path.is_file():
+        s, start = replace(shapes_autoencoder.SCALES["full"][64], **ABSOLUTE), time.perf_counter()
+        trained = shapes_autoencoder.train(s).autoencoder.cpu()
+        save_network(path, trained, card("study_latent --parts textures", s, start))
+    return path
+
+
+def textures_row(path: Path) -> dict[str, Any]:
+    """As of a stage, and how often the oracle reads which texture; made: what the file says of its training."""
+    s, made, codec = shapes_autoencoder.SCALES["full"][64], read_checkpoint(path)[2], Codec(load_network(path))
+    of = judge.asked(s.data, "test-iid", 200)
+    known = read_textures(codec.decode(codec.encode(of["x0"])).clamp(-1, 1), of["attributes"])
+    found = {k: [v] for k, v in shapes_autoencoder.evaluate(codec, replace(s, device="cpu")).items()}
+    return {"made": {k: made[k] for k in ("settings", "hardware", "seconds")}, "read": known} | found
+
+
+def read_textures(x: Tensor, attributes: Tensor) -> list[list[int]]:
+    """How often the oracle reads each texture (columns) where each was asked for (rows), in scenes.TEXTURES' order."""
+    asked, read = attributes[..., 2], metrics.read_shapes(x).attributes[..., 2]
+    kinds = range(1, len(TEXTURES) + 1)
+    return [[int(((asked == a) & (read == b)).sum()) for b in kinds] for a in kinds]
 
 
 # ---- diffusion -----------------------------------------------------------------------------------
@@ -236,7 +278,7 @@ def row_of(results: dict[str, Any], part: str, name: str, x: float | int) -> dic
 
 
 def main(parts: tuple[str, ...] = PARTS, name: str = NAME) -> None:
-    """Runs what is missing of these parts: stages, sharpness, text, fashion, factor, scaling."""
+    """Runs what is missing of these parts: stages, sharpness, textures, text, fashion, factor, scaling."""
     torch.set_num_threads(1)
     made = provenance("python -m tinydiff.recipes.study_latent") | {"seeds": SEEDS, "rows": []}
     path = FOLDER / f"{name}.json"
