@@ -282,6 +282,20 @@ def test_ect_is_asked_for_the_data_at_first():
     assert torch.allclose(loss, due)
 
 
+def test_by_one_over_sigma_an_error_of_v_counts_alike_at_all_noise():
+    """A network whose v is off by 0.1 everywhere: |gap of x0| / sigma_t is 0.1 wherever it is asked."""
+    S, x0 = td.Cosine(), torch.zeros(5, 3, dtype=torch.float64)
+    t = torch.linspace(0.1, 0.95, 5, dtype=torch.float64)
+    ct, cs = S(t, like=x0), S(t / 2, like=x0)
+    off = ct.sigma * 0.1 * torch.ones_like(x0)  # x0 = alpha x - sigma v
+    length = off.norm(dim=1)
+    weighted = consistency.inverse_sigma(ct, cs).reshape(-1) * length
+    assert (
+        torch.allclose(weighted, torch.full((5,), 0.1 * 3**0.5, dtype=torch.float64))
+        and length.max() > 4 * length.min()
+    )
+
+
 def test_both_passes_see_the_same_dropout():
     class Dropped(torch.nn.Module):
         def __init__(self):

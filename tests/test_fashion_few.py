@@ -84,11 +84,21 @@ def test_distances(distance, teacher):
     assert (moved.grad.flatten(1).norm(dim=1) > 0).all()
 
 
+@pytest.mark.parametrize(("weight", "due"), [("inverse_sigma", few.consistency.inverse_sigma), ("one", None)])
+def test_consistency_distillation_is_weighted_as_asked(weight, due, teacher, monkeypatch):
+    seen, loss = [], few.consistency.consistency_loss
+    monkeypatch.setattr(few.consistency, "consistency_loss", lambda *args: seen.append(args) or loss(*args))
+    few.train("cd", replace(S, weight=weight), teacher)
+    assert len(seen) == 1 and seen[0][2] is teacher and seen[0][3] is due
+
+
 def test_what_is_unknown_is_refused(teacher):
     with pytest.raises(ValueError, match="method must be one of guided, pd, cd, ect; got 'cm'"):
         few.main("cm")
     with pytest.raises(ValueError, match="distance must be one of squared, huber, features; got 'l1'"):
         few.distance(replace(S, distance="l1"), teacher)
+    with pytest.raises(ValueError, match="weight must be one of inverse_sigma, one; got 'snr'"):
+        few.cd(replace(S, weight="snr"), teacher, {})
 
 
 def test_each_round_is_taught_by_the_last(teacher, monkeypatch):

@@ -125,6 +125,12 @@ def inverse_gap(ct: Coefs, cs: Coefs) -> Tensor:
     return 1 / (ct.sigma / ct.alpha - cs.sigma / cs.alpha)
 
 
+def inverse_sigma(ct: Coefs, cs: Coefs) -> Tensor:
+    """1 / sigma_t, for the target v on `Cosine()`: x0 = alpha x - sigma v has an error sigma times that of v, so that
+    without a weight little noise counts little, and what is wrong there is handed on to every level above."""
+    return 1 / ct.sigma
+
+
 def consistency_loss(
     pairs: Pairs,
     distance: Distance = squared,

@@ -16,7 +16,7 @@ so that the boundary of a consistency function holds for any weights.
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ from tinydiff.recipes.base import GPU, card, last
 from tinydiff.recipes.fashion import labels, picture
 from tinydiff.recipes.fashion_latent import drawn as generate
 from tinydiff.samplers import consistency_multistep, ddim, dpmpp_2m
-from tinydiff.training import fit, warmup_cosine
+from tinydiff.training import Step, fit, warmup_cosine
 
 TEACHER = "fashion-latent"
 CALLS = (1, 2, 4, 8)
@@ -47,6 +47,7 @@ class Settings:
     guidance: float = 2.0  # of the teacher that `guided` imitates
     first: int = 64  # steps of pd's first teacher
     levels: int = 18  # of cd
+    weight: str = "inverse_sigma"  # of cd; or one, as in its paper
     distance: str = "huber"  # of cd and ect; or squared, or features, of decoded images
     steps: int = 100  # of training; in pd, of a round
     batch_size: int = 32
@@ -92,28 +93,33 @@ def distance(s: Settings, d: NetDenoiser) -> consistency.Distance:
     return known[s.distance]
 
 
-# ---- methods: (settings, teacher, latents) -> {name: student} ------------------------------------
+WEIGHTS: dict[str, Callable | None] = {"inverse_sigma": consistency.inverse_sigma, "one": None}
 
 
-def guided(s: Settings, teacher: NetDenoiser, data: dict[str, Tensor]) -> dict[str, NetDenoiser]:
-    student, loss = distill.student_of(teacher), distill.match_loss(lambda y: study_cfg.guided(teacher, s.guidance, y))
-    return {"fashion-guided": last(fit(student, data, loss=loss, **options(s)))}
+# ---- methods: (settings, teacher, latents) -> what `fit` yields; of pd, (n, student) ----------------
 
 
-def pd(s: Settings, teacher: NetDenoiser, data: dict[str, Tensor]) -> dict[str, NetDenoiser]:
-    rounds = distill.halved(teacher, data, s.first, **options(s, lr_schedule=distill.to_zero))
-    return {f"fashion-pd-{n}": student for n, student in rounds if n in CALLS}
+def guided(s: Settings, teacher: NetDenoiser, data: dict[str, Tensor]) -> Iterator[Step]:
+    loss = distill.match_loss(lambda y: study_cfg.guided(teacher, s.guidance, y))
+    return fit(distill.student_of(teacher), data, loss=loss, **options(s))
 
 
-def cd(s: Settings, teacher: NetDenoiser, data: dict[str, Tensor]) -> dict[str, NetDenoiser]:
-    loss = consistency.consistency_loss(consistency.neighbours(s.levels), distance(s, teacher), teacher)
-    return {"fashion-cd": last(fit(distill.student_of(teacher), data, loss=loss, **options(s, times=uniform_times)))}
+def pd(s: Settings, teacher: NetDenoiser, data: dict[str, Tensor]) -> Iterator[tuple[int, NetDenoiser]]:
+    return distill.halved(teacher, data, s.first, **options(s, lr_schedule=distill.to_zero))
 
 
-def ect(s: Settings, teacher: NetDenoiser, data: dict[str, Tensor]) -> dict[str, NetDenoiser]:
+def cd(s: Settings, teacher: NetDenoiser, data: dict[str, Tensor]) -> Iterator[Step]:
+    if s.weight not in WEIGHTS:
+        raise ValueError(f"weight must be one of {', '.join(WEIGHTS)}; got {s.weight!r}")
+    pairs = consistency.neighbours(s.levels)
+    loss = consistency.consistency_loss(pairs, distance(s, teacher), teacher, WEIGHTS[s.weight])
+    return fit(distill.student_of(teacher), data, loss=loss, **options(s, times=uniform_times))
+
+
+def ect(s: Settings, teacher: NetDenoiser, data: dict[str, Tensor]) -> Iterator[Step]:
     loss = consistency.consistency_loss(consistency.ect_pairs(), distance(s, teacher), weight=consistency.inverse_gap)
     given = options(s, times=lognormal_times(teacher.schedule, -1.1, 2.0))
-    return {"fashion-ect": last(fit(distill.student_of(teacher), data, loss=loss, **given))}
+    return fit(distill.student_of(teacher), data, loss=loss, **given)
 
 
 METHODS: dict[str, Callable] = {"guided": guided, "pd": pd, "cd": cd, "ect": ect}
@@ -128,12 +134,20 @@ def settings(method: str) -> Settings:
     return SCALES[scale()][method]
 
 
-def train(method: str, s: Settings, teacher: NetDenoiser | None = None) -> dict[str, NetDenoiser]:
-    """The students of a method, by the names under which they ship. teacher: by default the shipped one."""
+def taught(method: str, s: Settings, teacher: NetDenoiser | None = None) -> Iterator:
+    """What a method yields while it trains. teacher: by default the shipped one."""
     teacher = load_pretrained(TEACHERS[method]) if teacher is None else teacher
     teacher.net.to(s.device).requires_grad_(False)
     teacher.codec.autoencoder.to(s.device).requires_grad_(False)
     return METHODS[method](s, teacher, latents(s, teacher))
+
+
+def train(method: str, s: Settings, teacher: NetDenoiser | None = None) -> dict[str, NetDenoiser]:
+    """The students of a method, by the names under which they ship."""
+    steps = taught(method, s, teacher)
+    if method == "pd":
+        return {f"fashion-pd-{n}": student for n, student in steps if n in CALLS}
+    return {f"fashion-{method}": last(steps)}
 
 
 # ---- how good they are ---------------------------------------------------------------------------
