@@ -253,14 +253,16 @@ def test_each_texture_is_counted_where_it_is_asked_for():
     assert sum(row[0] for row in study_latent.read_textures(flat, of["attributes"])) > 0.8 * sum(many)
 
 
-def test_the_other_stage_of_textures_learns_from_the_absolute_error_alone(monkeypatch, tmp_path):
-    """It is trained once, with more pictures than the one that ships, and is otherwise like it."""
-    full, trained = shapes_autoencoder.SCALES["full"][64], []
-    monkeypatch.setattr(study_latent, "RUNS", tmp_path)
-    monkeypatch.setattr(shapes_autoencoder, "train", lambda s: trained.append(s) or shapes_autoencoder.pretrained(64))
-    path = study_latent.absolute()
-    assert path == study_latent.absolute() and len(trained) == 1
-    s = trained[0]
-    assert full.squared > 0 == s.squared and s.steps * s.batch_size > 2 * full.steps * full.batch_size
-    assert replace(s, squared=full.squared, steps=full.steps, batch_size=full.batch_size) == full
-    assert read_checkpoint(path)[2]["settings"]["steps"] == s.steps
+def test_the_other_stage_of_textures_learns_from_the_absolute_error_alone(monkeypatch):
+    """It sees more pictures than the one that ships beside it, and is otherwise like it."""
+    full, made = shapes_autoencoder.SCALES["full"][64], []
+    monkeypatch.setattr(shapes_autoencoder, "scale", lambda: "full")
+    monkeypatch.setattr(shapes_autoencoder, "train_and_ship", lambda name, module, s, *rest: made.append((name, s)))
+    shapes_autoencoder.main("64")
+    shapes_autoencoder.main("64", "absolute")
+    (one, s), (other, less) = made
+    assert (one, s, other) == ("shapes64-autoencoder", full, "shapes64-absolute")
+    assert s.squared > 0 == less.squared and less.steps * less.batch_size > 2 * s.steps * s.batch_size
+    assert replace(less, squared=s.squared, steps=s.steps, batch_size=s.batch_size) == s
+    with pytest.raises(ValueError, match="kind must be autoencoder or absolute; got 'l1'"):
+        shapes_autoencoder.main("64", "l1")

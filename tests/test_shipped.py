@@ -34,6 +34,9 @@ COMMANDS = {  # of what is not a denoiser: networks with a `main` of their own
     FULL + "shapes_classifier": shapes_classifier.SCALES["full"],
     FULL + "shapes_autoencoder 32": shapes_autoencoder.SCALES["full"][32],
     FULL + "shapes_autoencoder 64": shapes_autoencoder.SCALES["full"][64],
+    FULL + "shapes_autoencoder 64 absolute": replace(
+        shapes_autoencoder.SCALES["full"][64], **shapes_autoencoder.ABSOLUTE
+    ),
 }
 COMMANDS |= {FULL + f"fashion_few {method}": s for method, s in fashion_few.SCALES["full"].items()}
 STUDENTS = [p for p in DENOISERS if read_checkpoint(p)[2]["command"].startswith(FULL + "fashion_few")]

@@ -44,6 +44,7 @@ MEAN = "one number for each element: the mean over all others of weight times sq
 SAME = "the teacher and the student are asked about the same x and t"
 COPY = "the student starts as a copy: what shares its weights with the teacher changes the target while it learns"
 TIMES = "a student of n steps is only ever asked at i / n, i = 1 ... n: the last is pure noise, and 0 is not asked"
+EQUALLY = "each point of a batch draws its own i, and all n are equally likely: torch.randint(1, n + 1, (b,)) / n"
 HALF = "the teacher makes two steps of half the student's length: from t, and from t - 1 / (2 n)"
 LOSS = "max(SNR, 1) times the squared error of x0, its mean over all; target: where two of the teacher's steps land"
 LEARNS = "minimise(student, loss) trains; the target must come from the teacher as it was given"
@@ -181,9 +182,10 @@ def guided_match(fn: Callable) -> None:
             is_close(name, f"the {who} is asked at t", given, when, torch.cat([t] * k), SAME)
         u, c = table[null] * _wide(t, x) + 0.3 * x, table[y] * _wide(t, x) + 0.3 * x
         off = (u + _wide(w, x) * (c - u) - mine * _wide(1 + w, x) - x).square().flatten(1).mean(1)
-        hint = MEAN if torch.allclose(out / off, (out / off).mean()) else f"{GUIDE}; {AXIS}"
+        if torch.allclose(out / off, (out / off).mean()):
+            is_close(name, "the mean squared error, once (SNR = 1)", given, out, off, MEAN)
         for i, what in enumerate(("w = 0 asks for the belief without a class", "w = 1 for that with it", *GENERAL)):
-            is_close(name, f"{what} (SNR = 1)", given, out[i], off[i], hint)
+            is_close(name, f"{what} (SNR = 1)", given, out[i], off[i], f"{GUIDE}; {AXIS}")
         out = call(name, fn, teacher, student, x, t, y, w, snr, null)
         is_close(name, "max(SNR, 1) times the mean squared error of x0", given, out, snr.clamp(min=1) * off, MEAN)
         if not out.requires_grad:
@@ -258,7 +260,7 @@ def _one_round(fn: Callable) -> None:
         for k in range(1, n + 1):
             share, error = (i.round() == k).double().mean().item(), math.sqrt((1 - 1 / n) / n / b)
             if abs(share - 1 / n) > STANDARD_ERRORS * error + 1e-9:
-                fail(name, "each time is drawn equally often", given, f"t = {k} / {n} in {share:.3f}", TIMES)
+                fail(name, "each time is drawn equally often", given, f"t = {k} / {n} in {share:.3f}", EQUALLY)
         c = S(t, like=x)
         noise = ((x - c.alpha * x0) / c.sigma)[:, 0]
         has_moments(name, "the noise in x", given, noise, 0.0, 1.0, "x = alpha x0 + sigma eps, with fresh eps")

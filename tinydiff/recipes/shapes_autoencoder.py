@@ -2,14 +2,16 @@
 
     TINYDIFF_SCALE=full python -m tinydiff.recipes.shapes_autoencoder 32    # 32 x 32 to 4 x 8 x 8
     TINYDIFF_SCALE=full python -m tinydiff.recipes.shapes_autoencoder 64    # 64 x 64, with textures, to 4 x 16 x 16
+    TINYDIFF_SCALE=full python -m tinydiff.recipes.shapes_autoencoder 64 absolute    # "shapes64-absolute"
 
 As `fashion_autoencoder`, with the features of the classifier of scenes. That sees pictures at 32 pixels and no texture,
 so at 64 pixels, where there are textures, the first stage learns from pixels alone: and from their squared error too,
-without which the dots of "a dotted square" are never learned (see `autoencoding.fit_autoencoder`).
+without which the dots of "a dotted square" were not learned (see `autoencoding.fit_autoencoder`). "shapes64-absolute",
+from more than twice the pictures, is the one without; notebook 16 shows what it lacks.
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,6 +42,7 @@ FULL: dict[int, dict[str, Any]] = {
     32: dict(steps=20_000, batch_size=256, width=32) if GPU else dict(steps=3000, batch_size=32),
     64: dict(steps=6000, batch_size=16),  # four times the pixels
 }
+ABSOLUTE: dict[str, Any] = dict(squared=0.0, steps=3500, batch_size=64)
 SCALES = {
     "laptop": {size: Settings(**given) for size, given in OF_SIZE.items()},
     "full": {
@@ -79,13 +82,17 @@ def pretrained(size: int = 32) -> Codec:
     return Codec(load_network(shipped(f"shapes{size}-autoencoder")))
 
 
-def main(size: int = 32) -> None:
-    """Trains the first stage at the chosen scale and writes it where it ships."""
-    if size not in OF_SIZE:
+def main(size: int | str = 32, kind: str = "autoencoder") -> None:
+    """Trains the first stage at the chosen scale and writes it where it ships. kind: or absolute, of 64 pixels."""
+    if int(size) not in OF_SIZE:
         raise ValueError(f"size must be one of {', '.join(map(str, OF_SIZE))}; got {size}")
-    name, module = f"shapes{size}-autoencoder", f"shapes_autoencoder {size}"
-    train_and_ship(name, module, SCALES[scale()][size], train, lambda codec: codec.autoencoder, evaluate)
+    if kind not in ("autoencoder", "absolute"):
+        raise ValueError(f"kind must be autoencoder or absolute; got {kind!r}")
+    s, module = SCALES[scale()][int(size)], f"shapes_autoencoder {size}"
+    if kind == "absolute":
+        s, module = replace(s, **ABSOLUTE), f"{module} absolute"
+    train_and_ship(f"shapes{size}-{kind}", module, s, train, lambda codec: codec.autoencoder, evaluate)
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(*sys.argv[1:])

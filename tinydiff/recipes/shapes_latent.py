@@ -1,7 +1,8 @@
 """Text-to-image latent diffusion on captioned shapes (Rombach et al. 2022): for "shapes32-latent", "shapes64-latent".
 
-The shipped first stage (`shapes_autoencoder`) is frozen, and pictures are encoded once. The U-Net hears the caption
-through cross-attention, and the text encoder is trained with it; one caption in ten is dropped, for guidance.
+The shipped first stage (`shapes_autoencoder`; of "shapes64-latent" it is "shapes64-absolute") is frozen, and pictures
+are encoded once. The U-Net hears the caption through cross-attention, and the text encoder is trained with it; one
+caption in ten is dropped, for guidance.
 
 With `stage="none"` it is diffusion of pixels: f = 1, the identity in place of a first stage, and all else the same. The
 number of resolutions follows the side of the latents, as in the paper's table of networks, where all end at one side:

@@ -8,7 +8,7 @@ list of runs:
 
     stages      first stages with a KL that halve once, twice and three times, and one with a codebook: what comes back
     sharpness   the same first stage with and without the discriminator, and with neither it nor features
-    textures    the shipped first stage of 64 pixels, which learned from the squared error too, and one that did not
+    textures    the shipped first stages of 64 pixels: one learned from the squared error too, the other did not
     factor      text-to-image diffusion on the latents of f = 1, 2, 4, 8, each with the same arithmetic for training
     text        the shipped "shapes32-latent": guidance, and captions that training has never shown
     fashion     the shipped "fashion-latent": guidance
@@ -39,7 +39,6 @@ from tinydiff.models import Codec, Identity, calibrate
 from tinydiff.models.cost import macs, parameters
 from tinydiff.recipes import fashion_autoencoder, shapes_autoencoder, shapes_latent, study_cfg
 from tinydiff.recipes import shapes_classifier as judge
-from tinydiff.recipes.base import card
 from tinydiff.results import FOLDER, load_results, provenance, save_results
 from tinydiff.samplers import dpmpp_2m, sample
 
@@ -113,22 +112,9 @@ def sharpness_row(given: dict[str, bool]) -> dict[str, Any]:
 # ---- textures ------------------------------------------------------------------------------------
 
 
-ABSOLUTE = dict(squared=0.0, steps=3500, batch_size=64)  # more than twice the pictures of the one that ships
-
-
 def textures() -> Iterator[tuple[list, Any]]:
-    yield ["textures", "squared", 4], lambda: textures_row(shipped("shapes64-autoencoder"))
-    yield ["textures", "absolute", 4], lambda: textures_row(absolute())
-
-
-def absolute() -> Path:
-    """The file of a first stage of 64 pixels that learned from the absolute error alone, trained if it is not there."""
-    path = RUNS / "absolute-64.safetensors"
-    if not path.is_file():
-        s, start = replace(shapes_autoencoder.SCALES["full"][64], **ABSOLUTE), time.perf_counter()
-        trained = shapes_autoencoder.train(s).autoencoder.cpu()
-        save_network(path, trained, card("study_latent --parts textures", s, start))
-    return path
+    for name, file in (("squared", "shapes64-autoencoder"), ("absolute", "shapes64-absolute")):
+        yield ["textures", name, 4], lambda file=file: textures_row(shipped(file))
 
 
 def textures_row(path: Path) -> dict[str, Any]:
