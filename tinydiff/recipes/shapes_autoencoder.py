@@ -4,8 +4,8 @@
     TINYDIFF_SCALE=full python -m tinydiff.recipes.shapes_autoencoder 64    # 64 x 64, with textures, to 4 x 16 x 16
     TINYDIFF_SCALE=full python -m tinydiff.recipes.shapes_autoencoder 64 absolute    # "shapes64-absolute"
 
-As `fashion_autoencoder`, with the features of the classifier of scenes. That sees pictures at 32 pixels and no texture,
-so at 64 pixels, where there are textures, the first stage learns from pixels alone: and from their squared error too,
+As `fashion_autoencoder`, with the features of the classifier of scenes. That was trained at 32 pixels and judges no
+textures, so at 64 pixels, where there are some, the first stage learns from pixels alone: from their squared error too,
 without which the dots of "a dotted square" were not learned (see `autoencoding.fit_autoencoder`). "shapes64-absolute",
 from more than twice the pictures, is the one without; notebook 16 shows what it lacks.
 """

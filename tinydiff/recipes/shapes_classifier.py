@@ -109,7 +109,7 @@ def judge() -> SceneClassifier:
 
 
 def seen(x: Tensor) -> Tensor:
-    """Pictures as the judge takes them: averaged to 32 pixels, where no texture can be told."""
+    """Pictures as the judge takes them: averaged to the 32 pixels that it was trained on. It judges no textures."""
     return F.avg_pool2d(x.float(), x.shape[-1] // 32)
 
 
