@@ -10,7 +10,8 @@ halves that student's 64 DDIM steps to one (Salimans & Ho 2022), `cd` distils it
 al. 2023), and `ect` tunes the teacher into one from data alone (Geng et al. 2024), so that it has no guidance.
 
 All have the teacher's own form, target v on the cosine path. That is TrigFlow: x0 = alpha x - sigma v is x at t = 0,
-so that the boundary of a consistency function holds for any weights.
+so that the boundary of a consistency function holds for any weights. An error of v is sigma times as large in x0, and
+`cd` weighs by 1 / sigma where its paper has 1: see `study_fashion_compute`.
 """
 
 import json
